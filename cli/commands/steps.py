@@ -1,0 +1,37 @@
+"""rdp-calc steps METHOD: the fewest unlearning steps."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import typer
+
+from cli.options import BOUND_OPTION, TARGET_OPTIONS, command, noise_option, per_method, read_target, split
+from cli.render import show_result
+from rdp_calc import calibrate
+from rdp_calc.errors import InvalidInput
+from rdp_calc.methods import Method
+from rdp_calc.options import require
+
+
+def _add(app: typer.Typer, method: type[Method]) -> None:
+    options = tuple(option for option in method.OPTIONS if option.name != "unlearn_steps")
+
+    def body(values: dict[str, Any], *, as_json: bool, quiet: bool) -> None:
+        if not method.HAS_STEPS:
+            raise InvalidInput(f"{method.NAME} has no unlearning steps; use rdp-calc sigma {method.NAME}.")
+        target, noise = read_target(values), require(values, method.NOISE)
+        problem = method.from_options(**split(values, options), unlearn_steps=0)
+        result = calibrate.steps(problem, target, noise=noise, bound=values["bound"] or "best")
+        show_result(result, as_json=as_json, quiet=quiet)
+
+    example = method.EXAMPLE.split(" --unlearn-steps")[0].replace(
+        "--epsilon 1", f"--{method.NOISE.replace('_', '-')} 0.005 --epsilon 1", 1
+    )
+    shown = (noise_option(method), *TARGET_OPTIONS, *options, BOUND_OPTION)
+    command(app, method.NAME, body, shown, help=method.SUMMARY, example=f"rdp-calc steps {example}")
+
+
+app = per_method(
+    "steps", _add, help="The fewest unlearning steps that meet (epsilon, delta) at given noise.", where=lambda m: True
+)

@@ -1,0 +1,91 @@
+"""Entry point of ``rdp-calc``: finds verbs by file name, loads only the one asked for, maps errors to exit codes."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+import sys
+from typing import Any
+
+import typer
+from typer.core import TyperGroup
+
+import cli.commands
+from rdp_calc.errors import RdpCalcError
+
+#: Order of the verbs in the help; a verb found but not named here follows.
+_VERB_ORDER = ("sigma", "epsilon", "steps", "compare", "plan", "run", "verify", "doctor", "demo")
+
+
+class VerbGroup(TyperGroup):
+    """A group whose commands are the modules of ``cli.commands``, imported when asked for."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        found = [info.name for info in pkgutil.iter_modules(cli.commands.__path__)]
+        return sorted(found, key=lambda name: (name not in _VERB_ORDER, [*_VERB_ORDER, name].index(name)))
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        if cmd_name not in self.list_commands(ctx):
+            return None
+        module = importlib.import_module(f"cli.commands.{cmd_name}")
+        command = typer.main.get_command(module.app)
+        command.name = cmd_name
+        return command
+
+
+app = typer.Typer(
+    name="rdp-calc",
+    cls=VerbGroup,
+    no_args_is_help=True,
+    help="Privacy accounting and noise calibration for certified machine unlearning.",
+    rich_markup_mode="rich",
+)
+
+
+def _version(value: bool) -> None:
+    if value:
+        from importlib.metadata import version
+
+        print(version("rdp-calc"))
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: bool = typer.Option(False, "--version", callback=_version, is_eager=True, help="Print the version."),
+) -> None:
+    pass
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command and return its exit code; every expected error is one line on stderr."""
+    try:
+        outcome = typer.main.get_command(app).main(
+            args=sys.argv[1:] if arguments is None else arguments, prog_name="rdp-calc", standalone_mode=False
+        )
+    except RdpCalcError as error:
+        return _fail(str(error), error.exit_code)
+    except (KeyboardInterrupt, typer.Abort):
+        return _fail("interrupted; nothing was written.", 130)
+    except BrokenPipeError:
+        return 1
+    except Exception as error:
+        # The usage errors of the parser carry their own text and exit code.
+        if not hasattr(error, "format_message"):
+            raise
+        text = error.format_message()
+        if type(error).__name__ == "NoArgsIsHelpError":
+            print(text, file=sys.stderr)
+            return 2
+        return _fail(text, getattr(error, "exit_code", 2))
+    return outcome if isinstance(outcome, int) else 0
+
+
+def _fail(text: str, code: int) -> int:
+    print("error: " + " ".join(text.split()), file=sys.stderr)
+    return code
+
+
+def entry_point() -> None:
+    """What the console script calls."""
+    sys.exit(main())

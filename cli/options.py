@@ -1,0 +1,125 @@
+"""Command-line options built from the inputs a method declares; the parser sees only texts, the library reads them."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from rdp_calc import registry
+from rdp_calc.errors import InvalidInput
+from rdp_calc.methods import Method
+from rdp_calc.options import Option, read_float
+from rdp_calc.problem import Target
+
+TARGET_OPTIONS = (
+    Option(name="epsilon", kind="float", help="Target epsilon, in nats."),
+    Option(name="delta", kind="text", help="Target delta: a number, or 1/n for one over the dataset size."),
+)
+BOUND_OPTION = Option(name="bound", kind="text", default="best", help="best, or the name or id of one bound.")
+
+_METAVARS = {"float": "NUMBER", "int": "INTEGER", "steps": "INTEGER|inf", "text": "TEXT"}
+
+
+def noise_option(method: type[Method]) -> Option:
+    """The option that gives a method its noise."""
+    units = {"sigma": "Langevin noise scale", "noise_std": "standard deviation added per coordinate"}
+    return Option(name=method.NOISE, kind="float", help=f"Noise: {units[method.NOISE]}.")
+
+
+def command(
+    app: typer.Typer,
+    name: str,
+    body: Callable[..., None],
+    options: Iterable[Option],
+    *,
+    help: str,
+    example: str,
+    output: bool = False,
+) -> None:
+    """Add to ``app`` a command with ``options`` plus --json and --quiet (or -o where ``output``).
+
+    ``body`` receives ``values`` (name to value, None where not given) and the flags.
+    """
+    declared = {option.name: option for option in options}
+    parameters = [_parameter(option) for option in declared.values()]
+    if output:
+        parameters.append(_keyword("output", Path, typer.Option(..., "-o", "--output", help="File to write.")))
+    parameters.append(_keyword("as_json", bool, typer.Option(False, "--json", help="One JSON object on stdout.")))
+    parameters.append(_keyword("quiet", bool, typer.Option(False, "-q", "--quiet", help="Only the one answer.")))
+
+    def run(**given: Any) -> None:
+        extra = {key: given.pop(key) for key in ("output", "as_json", "quiet") if key in given}
+        values = {
+            key: value if value is None or isinstance(value, bool) else declared[key].read(value)
+            for key, value in given.items()
+        }
+        body(values, **extra)
+
+    run.__name__ = name.replace("-", "_")
+    run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    app.command(name, help=f"{help}\n\nExample: [cyan]{example}[/cyan]")(run)
+
+
+def _parameter(option: Option) -> inspect.Parameter:
+    if option.kind == "flag":
+        return _keyword(option.name, bool, typer.Option(False, option.flag, help=option.help))
+    metavar = "|".join(option.choices) if option.choices else _METAVARS[option.kind]
+    shown = f"{option.help} Default {option.default}." if option.default else option.help
+    return _keyword(option.name, str | None, typer.Option(None, option.flag, metavar=metavar, help=shown))
+
+
+def _keyword(name: str, annotation: Any, default: Any) -> inspect.Parameter:
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+
+
+def per_method(
+    verb: str, add: Callable[[typer.Typer, type[Method]], None], *, help: str, where: Callable[[type[Method]], bool]
+) -> typer.Typer:
+    """A verb with one sub-command per registered method that satisfies ``where``."""
+    app = typer.Typer(name=verb, help=help, no_args_is_help=True, rich_markup_mode="rich", add_completion=False)
+
+    @app.callback()
+    def root() -> None:
+        pass
+
+    for name in registry.method_names():
+        method = registry.method(name)
+        if where(method):
+            add(app, method)
+    return app
+
+
+def split(values: dict[str, Any], options: Sequence[Option]) -> dict[str, Any]:
+    """The part of ``values`` that ``options`` declare."""
+    names = {option.name for option in options}
+    return {name: value for name, value in values.items() if name in names}
+
+
+def read_delta(values: dict[str, Any]) -> float | None:
+    """--delta as a number; 1/n takes the dataset size. None where not given."""
+    text = values.get("delta")
+    if text is None:
+        return None
+    if text.strip() == "1/n":
+        size = values.get("dataset_size")
+        if size is None:
+            raise InvalidInput("--delta 1/n needs --dataset-size.")
+        if size < 2:
+            raise InvalidInput(f"--delta 1/n needs a dataset size of at least 2, got {size}.")
+        return 1 / float(size)
+    return read_float("--delta", text)
+
+
+def read_target(values: dict[str, Any]) -> Target:
+    """The target; neither number has a default."""
+    delta = read_delta(values)
+    for name, value in (("epsilon", values.get("epsilon")), ("delta", delta)):
+        if value is None:
+            raise InvalidInput(f"--{name} is required; it has no default.")
+    assert delta is not None
+    return Target(epsilon=values["epsilon"], delta=delta)

@@ -1,0 +1,160 @@
+"""One renderer for people and for programs: results as panels, JSON, or the one number."""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from rdp_calc.calibrate import Refusal
+    from rdp_calc.result import Result
+    from rdp_calc.verify import Report
+
+
+def console() -> Console:
+    """Where people read. Wide enough for the tables when the output is not a terminal."""
+    from rich.console import Console
+
+    found = Console(highlight=False)
+    return found if found.is_terminal else Console(highlight=False, width=120)
+
+
+def print_json(document: dict[str, Any]) -> None:
+    """Exactly one JSON object on stdout."""
+    print(json.dumps(document, indent=1, allow_nan=False))
+
+
+def exact(value: float | int) -> str:
+    """The shortest decimal that reads back to the same number; inf for infinity."""
+    if isinstance(value, float) and math.isinf(value):
+        return "inf"
+    return repr(value)
+
+
+def ceiling(value: float, digits: int = 6) -> str:
+    """``digits`` significant digits, rounded up, for numbers that must never be shown smaller than they are."""
+    from decimal import ROUND_CEILING, Context, Decimal
+
+    if value == 0 or math.isinf(value):
+        return exact(value)
+    rounded = Context(prec=digits, rounding=ROUND_CEILING).create_decimal(Decimal(repr(value))).normalize()
+    return f"{rounded:f}" if -5 < rounded.adjusted() < 16 else f"{rounded:e}"
+
+
+def show_result(result: Result, *, as_json: bool, quiet: bool) -> None:
+    """The answer of a calibration."""
+    if as_json:
+        print_json(result.to_json())
+    elif quiet:
+        print(exact(result.answer))
+    else:
+        _result_panel(result)
+
+
+def _result_panel(result: Result) -> None:
+    from rich.panel import Panel
+    from rich.table import Table
+
+    grid = Table.grid(padding=(0, 3))
+    grid.add_column(style="dim", justify="right")
+    grid.add_column()
+    if result.command == "steps":
+        grid.add_row("unlearn_steps", f"[bold]{result.answer}[/bold]")
+    if result.sigma is not None:
+        style = "bold" if result.command == "sigma" else "none"
+        grid.add_row("sigma", f"[{style}]{ceiling(result.sigma, 9)}[/{style}]")
+    grid.add_row("noise_std", f"{ceiling(result.noise_std, 9)}  (added to each coordinate in every step)")
+    grid.add_row("epsilon", ceiling(result.epsilon, 9))
+    grid.add_row("delta", ceiling(result.delta, 9))
+    if result.mu is not None:
+        grid.add_row("mu", ceiling(result.mu, 9))
+    if result.alpha is not None:
+        grid.add_row("Renyi order", f"{result.alpha:.6g}")
+    if result.unlearn_steps is not None and result.command != "steps":
+        grid.add_row("unlearn_steps", str(result.unlearn_steps))
+    grid.add_row("adjacency", result.adjacency)
+    grid.add_row("bound", result.bound)
+    grid.add_row("level", f"{result.certificate_level}, verified by {result.verification_level}")
+    if result.failing is not None:
+        grid.add_row("neighbour", f"{result.failing_name} = {exact(result.failing)} fails")
+    for name in result.conditions:
+        grid.add_row("condition", name)
+    for other in result.alternatives:
+        grid.add_row(other.bound, _alternative_text(other))
+    console().print(Panel(grid, title=f"{result.command} · {result.method}", title_align="left", expand=False))
+
+
+def _alternative_text(other: Any) -> str:
+    if not other.applicable:
+        return f"not applicable: {other.reason}"
+    if other.sigma is not None:
+        return f"sigma {ceiling(other.sigma, 6)}, epsilon {ceiling(other.epsilon, 6)}, steps {other.unlearn_steps}"
+    return f"noise_std {ceiling(other.noise_std, 6)}, epsilon {ceiling(other.epsilon, 6)}"
+
+
+def show_comparison(rows: list[Result | Refusal]) -> None:
+    """Methods grouped, best bound first within each; reasons of refused bounds below the table."""
+    from rich.markup import escape
+    from rich.table import Table
+
+    from rdp_calc import registry
+    from rdp_calc.result import Result
+
+    table = Table(title="Smallest noise for the target", title_justify="left")
+    for name in ("method", "bound"):
+        table.add_column(name, no_wrap=True)
+    for name in ("sigma", "noise_std", "mu", "steps", "gradients"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("trained", no_wrap=True)
+    table.add_column("level", no_wrap=True)
+    last, notes = None, []
+    for row in rows:
+        if last is not None and row.method != last:
+            table.add_section()
+        cells = [row.method if row.method != last else "", registry.bound(row.bound).name]
+        last = row.method
+        if isinstance(row, Result):
+            cells += [
+                "-" if row.sigma is None else ceiling(row.sigma),
+                ceiling(row.noise_std),
+                "-" if row.mu is None else ceiling(row.mu, 4),
+                "-" if row.unlearn_steps is None else str(row.unlearn_steps),
+                str(row.cost),
+                "as planned" if row.needs_preparation else "any way",
+                row.certificate_level,
+            ]
+        else:
+            cells += ["-", "-", "-", "-", "-", "-", "not applicable"]
+            notes.append(str(row.error))
+        table.add_row(*cells)
+    out = console()
+    out.print(table)
+    for note in notes:
+        out.print(f"[dim]not applicable: {escape(note)}[/dim]")
+
+
+def show_report(report: Report, name: str, *, as_json: bool, quiet: bool) -> None:
+    """The outcome of a verification."""
+    if as_json:
+        print_json(report.to_json())
+        return
+    if quiet:
+        print("ok" if report.holds else "failed")
+        return
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table(title=f"{report.kind} {escape(name)}", title_justify="left", show_header=False, box=None)
+    for check in report.checks:
+        mark = "[green]pass[/green]" if check.passed else "[red]FAIL[/red]"
+        table.add_row(mark, escape(check.name), "[dim]" + escape(check.detail) + "[/dim]")
+    out = console()
+    out.print(table)
+    verdict = "[bold green]ok[/bold green]" if report.holds else "[bold red]failed[/bold red]"
+    shown = "" if report.delta_upper is None else f", delta <= {ceiling(report.delta_upper, 9)}"
+    out.print(f"{verdict}: {report.claim_level}, proved by {report.level}{shown}")
+    for text in report.not_shown:
+        out.print(f"[dim]not shown by this file: {text}[/dim]")

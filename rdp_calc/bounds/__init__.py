@@ -1,0 +1,1 @@
+"""Theorems that turn a noisy process into a privacy profile: one file, one theorem."""

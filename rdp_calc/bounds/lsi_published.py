@@ -1,0 +1,98 @@
+"""The published Langevin-unlearning bound (log-Sobolev, Renyi), for comparison with the paper.
+
+Chien-Wang-Chen-Li 2024, arXiv:2401.10371, Theorems 3.2 and 3.3, strongly convex case, step_size <= 1/smoothness. In
+the numbers of the noisy process (c = 1 - eta m, shift s, added standard deviation tau)
+
+    e_0(alpha) = 2 alpha s^2 / ((1 - c) tau^2) x (1 - exp(-(1 - c) T))
+    e_K(alpha) = exp(-K (1 - c) / alpha) e_0(alpha),
+
+converted by Mironov 2017. With s = 2 eta M S / n this is e_0 = 4 alpha S^2 M^2 / (m sigma^2 n^2) at T = inf. The
+theory page is ``docs/theory/lsi-published.md``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+from flint import arb
+
+from rdp_calc.errors import NotApplicable
+from rdp_calc.evidence import Bound, Evidence
+from rdp_calc.methods import Method
+from rdp_calc.methods.langevin import Langevin
+from rdp_calc.problem import Target
+from rdp_calc.profiles import renyi
+from rdp_calc.reals import at_most, ball, midpoint
+from rdp_calc.search import minimise
+
+
+class LsiPublished(Bound):
+    """Exponential decay of Renyi divergence at rate (1 - c)/alpha per step, from the stationary value."""
+
+    name = "lsi-published"
+    id = "lsi-renyi/published/v1"
+    summary = "Renyi divergence decaying by a log-Sobolev inequality, as published; for comparison."
+    reference = "Chien-Wang-Chen-Li 2024, arXiv:2401.10371, Theorems 3.2 and 3.3"
+
+    def check(self, method: Method) -> None:
+        super().check(method)
+        if not isinstance(method, Langevin):
+            raise NotApplicable(f"bound lsi-published covers langevin only, not {method.NAME}.")
+        if not at_most(lambda: ball(method.step_size) * ball(method.constants.smoothness), 1):
+            raise NotApplicable(
+                f"bound lsi-published needs step_size <= 1/smoothness = {1 / method.constants.smoothness!r} (rounded),"
+                f" got {method.step_size!r}; use --step-size 1/L or --bound shifted."
+            )
+
+    def conditions(self, method: Method) -> tuple[str, ...]:
+        if isinstance(method, Langevin) and method.learn_steps == math.inf:
+            return ("stationarity: learning has reached its stationary law",)
+        return ()
+
+    def propose_noise(self, method: Method, target: Target) -> float:
+        curve = _float_curve(method)
+        log_inverse = -math.log(target.delta)
+
+        def log_variance(x: float) -> float:
+            # alpha - 1 = (ln(1/delta) / epsilon)(1 + e^x): below x = -inf no noise suffices at that order.
+            alpha = 1 + log_inverse / target.epsilon * (1 + math.exp(x))
+            room = target.epsilon * math.exp(x) / (1 + math.exp(x))
+            value = curve(alpha)
+            return (math.log(value) if value > 0 else -math.inf) - math.log(room)
+
+        return 0.0 if curve(2.0) == 0 else math.exp(log_variance(minimise(log_variance, -50.0, 60.0)) / 2)
+
+    def propose_epsilon(self, method: Method, noise: float, delta: float) -> float:
+        unit = _float_curve(method)
+        alpha = renyi.best_order_for_epsilon(lambda a: unit(a) / noise**2, delta)
+        return unit(alpha) / noise**2 - math.log(delta) / (alpha - 1)
+
+    def evidence(self, method: Method, noise: float, epsilon: float) -> Evidence:
+        unit = _float_curve(method)
+        if noise == 0:
+            return Evidence(delta=arb(0 if unit(2.0) == 0 else 1))
+        alpha = renyi.best_order_for_delta(lambda a: unit(a) / noise / noise, epsilon)
+        return Evidence(delta=renyi.delta_at_order(_exact_curve(method, noise, alpha), alpha, epsilon), alpha=alpha)
+
+
+def _exact_curve(method: Method, noise: float, alpha: float) -> arb:
+    learn, unlearn = method.process(noise).phases
+    rate = 1 - ball(learn.contraction)
+    start = 2 * ball(alpha) * ball(learn.shift) ** 2 / (rate * ball(learn.noise_std) ** 2)
+    if learn.steps != math.inf:
+        start *= 1 - (-rate * int(learn.steps)).exp()
+    return (-rate * int(unlearn.steps) / ball(alpha)).exp() * start
+
+
+def _float_curve(method: Method) -> Callable[[float], float]:
+    """e_K at noise 1 as a float function of alpha."""
+    learn, unlearn = method.process(1.0).phases
+    rate = midpoint(1 - ball(learn.contraction))
+    scale = midpoint(ball(learn.shift) ** 2 / (1 - ball(learn.contraction)) / ball(learn.noise_std) ** 2)
+    scale *= 2 * -math.expm1(-rate * learn.steps)
+    decay = rate * unlearn.steps
+    return lambda alpha: alpha * scale * math.exp(-decay / alpha)
+
+
+BOUND = LsiPublished()

@@ -1,0 +1,52 @@
+"""The publishable certificate of one complete run.
+
+It holds the plan, what was executed, pass/fail checks, versions, the claim, and keyed (HMAC-SHA-256) fingerprints
+of the data, the forget set and the model before unlearning; the key stays in the private audit record, because an
+unkeyed fingerprint of data would let anyone test guesses about the forgotten records. The released model alone is named
+by a plain SHA-256.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rdp_calc.documents import digest
+from rdp_calc.result import jsonable
+
+CERTIFICATE_SCHEMA = "rdp-calc/certificate/1"
+
+
+def certificate_document(
+    plan: dict[str, Any],
+    *,
+    executed: dict[str, Any],
+    fingerprints: dict[str, str],
+    model_sha256: str,
+    checks: list[dict[str, Any]],
+    versions: dict[str, str],
+    level: str,
+) -> dict[str, Any]:
+    """The certificate document with its digest. ``fingerprints`` holds data, forget_set and model_before, keyed."""
+    document = jsonable(
+        {
+            "schema": CERTIFICATE_SCHEMA,
+            "plan": plan,
+            "plan_digest": plan["digest"],
+            "claim": {
+                "epsilon": plan["target"]["epsilon"],
+                "delta": plan["target"]["delta"],
+                "mu": plan["verification"]["mu"],
+                "adjacency": plan["adjacency"],
+                "group_size": plan["problem"]["group_size"],
+                "level": level,
+            },
+            "executed": executed,
+            "fingerprints": {"algorithm": "HMAC-SHA-256", **fingerprints},
+            "model_sha256": model_sha256,
+            "checks": checks,
+            "versions": versions,
+            "signature": None,
+        }
+    )
+    document["digest"] = digest(document)
+    return document

@@ -1,0 +1,124 @@
+"""Versioned JSON documents: one canonical form, its SHA-256 digest, and readers that trust nothing.
+
+Canonical form: UTF-8 JSON with sorted keys, no spaces, ASCII escapes, floats as the shortest decimal that reads back
+to the same double, infinity as the string "inf", never NaN. The digest leaves out the keys ``digest``, ``performance``
+and ``signature`` at the top level.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from pathlib import Path
+from typing import Any, Literal
+
+from rdp_calc.errors import DataError
+
+_NOT_DIGESTED = frozenset({"digest", "performance", "signature"})
+
+Kind = Literal["number", "integer", "steps", "text", "boolean", "object", "list"]
+
+_TYPES: dict[str, tuple[type, ...]] = {
+    "number": (int, float),
+    "integer": (int,),
+    "text": (str,),
+    "boolean": (bool,),
+    "object": (dict,),
+    "list": (list,),
+}
+
+
+def canonical(document: Any) -> bytes:
+    """The canonical bytes of a JSON value. Raises ValueError for NaN or a bare infinity."""
+    return json.dumps(document, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
+
+
+def digest(document: dict[str, Any]) -> str:
+    """SHA-256 of the canonical document without its digest, performance and signature, in hexadecimal."""
+    kept = {key: value for key, value in document.items() if key not in _NOT_DIGESTED}
+    return hashlib.sha256(canonical(kept)).hexdigest()
+
+
+def pretty(document: Any) -> str:
+    """The form written to files: the same values, one per line."""
+    return json.dumps(document, indent=1, allow_nan=False) + "\n"
+
+
+def read_document(path: Path) -> dict[str, Any]:
+    """One JSON object from a file. Raises DataError for an unreadable file, other JSON, NaN or a repeated key."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError, ValueError) as error:
+        raise DataError(f"cannot read {path}: {_reason(error)}.") from None
+    try:
+        document = json.loads(
+            text, parse_constant=_refuse_constant, parse_float=_finite, object_pairs_hook=_refuse_repeats
+        )
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{path} is not a valid JSON document: {_reason(error)}.") from None
+    if not isinstance(document, dict):
+        raise DataError(f"{path} must hold one JSON object, got {type(document).__name__}.")
+    return document
+
+
+def field(document: dict[str, Any], path: str, kind: Kind, *, optional: bool = False) -> Any:
+    """The value at a dotted ``path``, of the given kind; None only where ``optional``. Raises DataError otherwise.
+
+    "number" is finite; "steps" is an integer or the string "inf", returned as math.inf.
+    """
+    value: Any = document
+    for key in path.split("."):
+        if not isinstance(value, dict) or key not in value:
+            if optional:
+                return None
+            raise DataError(f"field {path} is missing.")
+        value = value[key]
+    if value is None and optional:
+        return None
+    if kind == "steps":
+        if value == "inf":
+            return math.inf
+        kind = "integer"
+    wrong = not isinstance(value, _TYPES[kind]) or (isinstance(value, bool) and kind != "boolean")
+    if wrong or (kind == "number" and not _is_finite(value)):
+        raise DataError(f"field {path} must be of kind {kind}, got {_shown(value)}.")
+    return float(value) if kind == "number" else value
+
+
+def _is_finite(value: float) -> bool:
+    try:
+        return math.isfinite(float(value))
+    except OverflowError:
+        return False
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _reason(error: BaseException) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return (str(error) or type(error).__name__).splitlines()[0].rstrip(".")
+
+
+def _refuse_constant(name: str) -> Any:
+    raise ValueError(f"{name} is not allowed")
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"{_shown(text)} is not a finite number")
+    return value
+
+
+def _refuse_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    document: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in document:
+            raise ValueError(f"key {key!r} stands twice")
+        document[key] = value
+    return document

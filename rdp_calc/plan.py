@@ -1,0 +1,248 @@
+"""A certified unlearning plan: everything the runtime may use, and everything a stranger needs to re-derive the claim."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from rdp_calc import registry
+from rdp_calc.documents import digest, field
+from rdp_calc.errors import DataError, InvalidInput
+from rdp_calc.evidence import Bound
+from rdp_calc.methods import Method
+from rdp_calc.problem import Target
+from rdp_calc.result import Level, Result, certificate_level, jsonable
+
+PLAN_SCHEMA = "rdp-calc/plan/1"
+
+PREPROCESS = ("none", "unit-norm", "center-unit-norm")
+
+#: Learning steps carried out where the accounted number is infinite and none is asked for.
+DEFAULT_EXECUTED_LEARN_STEPS = 10_000
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataSpec:
+    """What the data must look like; every number is fixed here and none is computed from the training set at run time.
+
+    features: columns before an intercept, None where unknown. classes: labels in order, None for labels that are
+    already -1/+1 or 0/1. center: a number or one number per feature, None for bytes (x/255 - 0.5).
+    """
+
+    features: int | None = None
+    classes: tuple[str, ...] | None = None
+    preprocess: str = "unit-norm"
+    center: float | tuple[float, ...] | None = None
+    feature_norm: float = 1.0
+    intercept: bool = False
+    label: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.preprocess not in PREPROCESS:
+            raise InvalidInput(f"preprocess must be one of {', '.join(PREPROCESS)}, got {self.preprocess!r}.")
+        if self.center is not None:
+            values = self.center if isinstance(self.center, tuple) else (self.center,)
+            if self.preprocess != "center-unit-norm":
+                raise InvalidInput("a center is used by preprocess center-unit-norm only.")
+            if not all(math.isfinite(value) for value in values):
+                raise InvalidInput("center must hold finite numbers.")
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "features": self.features,
+            "classes": None if self.classes is None else list(self.classes),
+            "preprocess": self.preprocess,
+            "center": list(self.center) if isinstance(self.center, tuple) else self.center,
+            "feature_norm": self.feature_norm,
+            "intercept": self.intercept,
+            "label": self.label,
+        }
+
+    @classmethod
+    def from_json(cls, document: dict[str, Any]) -> DataSpec:
+        classes = field(document, "data.classes", "list", optional=True)
+        if classes is not None and not all(isinstance(name, str) for name in classes):
+            raise DataError("field data.classes must be a list of texts.")
+        center = field(document, "data", "object").get("center")
+        if isinstance(center, list):
+            if not all(isinstance(value, (int, float)) and not isinstance(value, bool) for value in center):
+                raise DataError("field data.center must be a number or a list of numbers.")
+            center = tuple(float(value) for value in center)
+        elif center is not None:
+            center = field(document, "data.center", "number")
+        return cls(
+            features=field(document, "data.features", "integer", optional=True),
+            classes=None if classes is None else tuple(classes),
+            preprocess=field(document, "data.preprocess", "text"),
+            center=center,
+            feature_norm=field(document, "data.feature_norm", "number"),
+            intercept=field(document, "data.intercept", "boolean"),
+            label=field(document, "data.label", "text", optional=True),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """One method at one proved noise for one target. ``init`` is zeros or normal:STD; executed_learn_steps is what
+    the runtime carries out, at most the accounted number.
+    """
+
+    method: Method
+    bound: Bound
+    target: Target
+    noise: float
+    noise_std: float
+    delta_upper: float
+    mu: float | None
+    alpha: float | None
+    data: DataSpec
+    executed_learn_steps: int | None
+    init: str | None
+
+    def __post_init__(self) -> None:
+        accounted = getattr(self.method, "learn_steps", None)
+        if accounted is None:
+            if self.executed_learn_steps is not None or self.init is not None:
+                raise InvalidInput(f"{self.method.NAME} plans no learning: it has no executed learn steps and no init.")
+            return
+        executed = self.executed_learn_steps
+        if isinstance(executed, bool) or not isinstance(executed, int) or not 0 <= executed <= accounted:
+            raise InvalidInput(
+                f"executed_learn_steps must be an integer in 0..{accounted} (the accounted learn_steps), got {executed!r}."
+            )
+        init_std(self.init or "")
+
+    @property
+    def certificate_level(self) -> Level:
+        return certificate_level(tuple(self.method.assumptions()), self.bound.conditions(self.method))
+
+    def to_json(self) -> dict[str, Any]:
+        """The plan document with its digest."""
+        problem, parameters = self.method.to_plan()
+        parameters = {"sigma": None, **parameters, "noise_std": self.noise_std}
+        parameters[self.method.NOISE] = self.noise
+        if self.executed_learn_steps is not None:
+            parameters |= {"executed_learn_steps": self.executed_learn_steps, "init": self.init}
+        assumptions = [assumption.to_json() for assumption in self.method.assumptions()]
+        assumptions += [
+            {"name": text, "value": "assumed", "status": "estimated", "enforced_by": ""}
+            for text in self.bound.conditions(self.method)
+        ]
+        document = {
+            "schema": PLAN_SCHEMA,
+            "method": self.method.NAME,
+            "bound": self.bound.id,
+            "adjacency": self.method.adjacency_shown,
+            "problem": problem,
+            "target": {"epsilon": self.target.epsilon, "delta": self.target.delta},
+            "parameters": parameters,
+            "data": self.data.to_json(),
+            "released_chain": 0,
+            "certificate_level": self.certificate_level,
+            "guarantee": guarantee(self),
+            "assumptions": assumptions,
+            "verification": {
+                "level": self.bound.verification_level,
+                "delta_upper": self.delta_upper,
+                "mu": self.mu,
+                "alpha": self.alpha,
+            },
+            "performance": {},
+        }
+        document = jsonable(document)
+        document["digest"] = digest(document)
+        return document
+
+
+def plan_from_result(
+    method: Method,
+    result: Result,
+    target: Target,
+    *,
+    data: DataSpec,
+    executed_learn_steps: int | None = None,
+    init: str | None = None,
+) -> Plan:
+    """The plan that carries out a calibration of ``method`` (command "sigma")."""
+    noise = result.sigma if method.NOISE == "sigma" else result.noise_std
+    assert noise is not None
+    accounted = getattr(method, "learn_steps", None)
+    if accounted is not None:
+        if executed_learn_steps is None:
+            executed_learn_steps = DEFAULT_EXECUTED_LEARN_STEPS if accounted == math.inf else accounted
+        init = init or "zeros"
+    return Plan(
+        method=method,
+        bound=registry.bound(result.bound),
+        target=target,
+        noise=noise,
+        noise_std=result.noise_std,
+        delta_upper=result.delta_upper,
+        mu=result.mu,
+        alpha=result.alpha,
+        data=data,
+        executed_learn_steps=executed_learn_steps,
+        init=init,
+    )
+
+
+def plan_from_json(document: dict[str, Any]) -> Plan:
+    """The plan of a document, field by field; nothing is believed yet (see ``rdp_calc.verify``).
+
+    Raises DataError for a missing or ill-typed field, InvalidInput for a number out of its domain.
+    """
+    if field(document, "schema", "text") != PLAN_SCHEMA:
+        raise DataError(f"schema must be {PLAN_SCHEMA}, got {document['schema']!r}.")
+    kind = registry.method(field(document, "method", "text"))
+    return Plan(
+        method=kind.from_plan(document),
+        bound=registry.bound(field(document, "bound", "text")),
+        target=Target(
+            epsilon=field(document, "target.epsilon", "number"), delta=field(document, "target.delta", "number")
+        ),
+        noise=field(document, f"parameters.{kind.NOISE}", "number"),
+        noise_std=field(document, "parameters.noise_std", "number"),
+        delta_upper=field(document, "verification.delta_upper", "number"),
+        mu=field(document, "verification.mu", "number", optional=True),
+        alpha=field(document, "verification.alpha", "number", optional=True),
+        data=DataSpec.from_json(document),
+        executed_learn_steps=field(document, "parameters.executed_learn_steps", "integer", optional=True),
+        init=field(document, "parameters.init", "text", optional=True),
+    )
+
+
+def init_std(init: str) -> float:
+    """The standard deviation of the initial point: 0 for zeros, STD for normal:STD. Raises InvalidInput otherwise."""
+    if init == "zeros":
+        return 0.0
+    kind, _, text = init.partition(":")
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if kind != "normal" or not 0 < value < math.inf:
+        raise InvalidInput(f"init must be zeros or normal:STD with STD > 0, got {init!r}.")
+    return value
+
+
+def guarantee(plan: Plan) -> str:
+    """The claim in words, derived from the plan alone."""
+    group = getattr(plan.method, "group_size", 1)
+    records = "one record" if group == 1 else f"any {group} records"
+    if plan.method.adjacency_shown == "any":
+        records = "any records"
+    reference = (
+        "the same pipeline run from the start without them"
+        if plan.method.NEEDS_PREPARATION
+        else "the same procedure started from any model that never saw them"
+    )
+    extra = "".join(f" Conditional on {text}." for text in plan.bound.conditions(plan.method))
+    if any(assumption.status == "estimated" for assumption in plan.method.assumptions()):
+        extra += " Conditional on the constants marked estimated, which nothing proves."
+    return (
+        f"After unlearning, the distribution of the one released model and that of the reference ({reference}) are"
+        f" ({plan.target.epsilon!r}, {plan.target.delta!r})-indistinguishable in both directions, for {records}"
+        f" ({plan.method.adjacency_shown} adjacency), against anyone who sees the released model and knows all data."
+        " Requests must be chosen without looking at released models, and no earlier iterate may be released." + extra
+    )

@@ -1,0 +1,1 @@
+"""Privacy profiles and their conversions to (epsilon, delta)."""

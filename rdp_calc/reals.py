@@ -1,0 +1,73 @@
+"""Exact reals in and directed doubles out: the few things every proof needs of ball arithmetic.
+
+A *ball* is a python-flint ``arb``: a number together with a rigorous bound on its error. A Python float enters as the
+exact value of its 64 bits. Nothing here knows about privacy.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+from flint import arb, ctx
+
+Real = float | int | arb
+
+#: Precisions tried, in bits, until a question is decided.
+_PRECISIONS = (128, 256, 512, 1024, 2048, 4096, 8192)
+
+SMALLEST_NORMAL = 2.2250738585072014e-308
+
+
+def ball(value: Real) -> arb:
+    """The exact value of a finite double or integer as a ball."""
+    return value if isinstance(value, arb) else arb(value)
+
+
+def at_most(value: Callable[[], arb], limit: Real) -> bool:
+    """Whether ``value() <= limit`` is proved; the precision grows until the answer is certain.
+
+    Returns False when it is refuted and also when 8192 bits leave it open, so True is always a proof.
+    """
+    for bits in _PRECISIONS:
+        with ctx.workprec(bits):
+            enclosure = value()
+            if enclosure <= ball(limit):
+                return True
+            if enclosure > ball(limit):
+                return False
+    return False
+
+
+def enclose(value: Callable[[], arb], accuracy_bits: int = 60) -> arb:
+    """A ball around ``value()`` with about ``accuracy_bits`` correct bits (fewer only past 8192 bits of precision)."""
+    enclosure = arb(0)
+    for bits in _PRECISIONS:
+        with ctx.workprec(bits):
+            enclosure = value()
+            if enclosure.is_zero() or (enclosure.is_finite() and enclosure.rel_accuracy_bits() >= accuracy_bits):
+                break
+    return enclosure
+
+
+def round_up(value: arb) -> float:
+    """The smallest double known to be at least ``value``; infinity when there is none."""
+    if value.is_nan():
+        return math.inf
+    with ctx.workprec(256):
+        candidate = float(value.upper())
+        while candidate < math.inf and not ball(candidate) >= value:
+            candidate = math.nextafter(candidate, math.inf)
+        while candidate > -math.inf and ball(math.nextafter(candidate, -math.inf)) >= value:
+            candidate = math.nextafter(candidate, -math.inf)
+    return candidate + 0.0
+
+
+def round_down(value: arb) -> float:
+    """The largest double known to be at most ``value``; minus infinity when there is none."""
+    return -round_up(-value) + 0.0
+
+
+def midpoint(value: arb) -> float:
+    """A double near the middle of the ball, for proposals that are proved afterwards."""
+    return float(value.mid())

@@ -1,0 +1,282 @@
+"""Re-derives the claim of a plan or certificate from the file alone, by interval arithmetic.
+
+Nothing stored is believed: constants are proved again from loss, l2 and feature norm, the noisy process is built again
+from the parameters, and delta <= target is proved again by ball arithmetic through the general solution of the bound,
+which shares no code with the floats that proposed the noise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from flint import arb
+
+from rdp_calc import documents, losses
+from rdp_calc.certificate import CERTIFICATE_SCHEMA
+from rdp_calc.errors import DataError, RdpCalcError, VerificationFailed
+from rdp_calc.losses import CONSTANT_NAMES
+from rdp_calc.plan import PLAN_SCHEMA, Plan, plan_from_json
+from rdp_calc.reals import at_most, ball, enclose, round_up
+from rdp_calc.result import jsonable
+
+VERIFY_SCHEMA = "rdp-calc/verify/1"
+
+#: Random sources a certified run may have used.
+RANDOM_SOURCES = ("os-entropy",)
+
+NOT_SHOWN = (
+    "that the run happened as recorded",
+    "which data was used and what was forgotten (give --record, --data and --forget)",
+    "that the released model is the one named (give --model)",
+)
+
+
+@dataclass(frozen=True)
+class Check:
+    """One thing that was checked, and what was found."""
+
+    name: str
+    passed: bool
+    detail: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """The outcome of a verification. ``holds`` only when every check passed."""
+
+    kind: str
+    level: str
+    delta_upper: float | None
+    checks: list[Check]
+    not_shown: tuple[str, ...] = field(default=())
+    claim_level: str = "none"
+
+    @property
+    def holds(self) -> bool:
+        return bool(self.checks) and all(check.passed for check in self.checks)
+
+    def to_json(self) -> dict[str, Any]:
+        return jsonable(
+            {
+                "schema": VERIFY_SCHEMA,
+                "holds": self.holds,
+                "level": self.level,
+                "certificate_level": self.claim_level,
+                "delta_upper": self.delta_upper,
+                "checks": [{"name": c.name, "pass": c.passed, "detail": c.detail} for c in self.checks],
+                "not_shown": list(self.not_shown),
+            }
+        )
+
+    def raise_if_failed(self) -> None:
+        """Raise VerificationFailed naming the first check that failed."""
+        for check in self.checks:
+            if not check.passed:
+                raise VerificationFailed(f"verification failed: check {check.name}: {check.detail}")
+
+
+def verify_document(document: dict[str, Any]) -> Report:
+    """Check a plan or certificate document. Raises DataError for another schema; failed checks are in the report."""
+    schema = documents.field(document, "schema", "text")
+    if schema == PLAN_SCHEMA:
+        return _verify_plan(document)
+    if schema == CERTIFICATE_SCHEMA:
+        return _verify_certificate(document)
+    raise DataError(f"schema must be {PLAN_SCHEMA} or {CERTIFICATE_SCHEMA}, got {schema!r}.")
+
+
+def _verify_plan(document: dict[str, Any]) -> Report:
+    checks = [_digest_check("plan digest", document)]
+    try:
+        plan = plan_from_json(document)
+    except RdpCalcError as error:
+        checks.append(Check("plan fields", False, str(error)))
+        return Report(kind="plan", level="none", delta_upper=None, checks=checks)
+    checks.append(Check("plan fields", True, "every field is present and in its domain"))
+    checks += [_attempt(name, check, plan) for name, check in _PLAN_CHECKS]
+    delta_upper = _proved_delta(plan)
+    checks.append(
+        Check(
+            "delta",
+            delta_upper <= plan.target.delta,
+            f"proved delta <= {delta_upper!r} at epsilon {plan.target.epsilon!r}; claimed {plan.target.delta!r}",
+        )
+    )
+    checks.append(_derived_fields(document, plan))
+    return Report(
+        kind="plan",
+        level=plan.bound.verification_level,
+        delta_upper=delta_upper,
+        checks=checks,
+        claim_level=plan.certificate_level,
+    )
+
+
+def _verify_certificate(document: dict[str, Any]) -> Report:
+    checks = [_digest_check("certificate digest", document)]
+    plan_document = document.get("plan")
+    if not isinstance(plan_document, dict):
+        checks.append(Check("plan", False, "the certificate holds no plan"))
+        return Report(kind="certificate", level="none", delta_upper=None, checks=checks)
+    report = _verify_plan(plan_document)
+    checks += report.checks
+    level = "none"
+    try:
+        checks += _certificate_checks(document, plan_document)
+        level = documents.field(document, "claim.level", "text")
+        seeded = documents.field(document, "executed.random_source", "text") not in RANDOM_SOURCES
+        honest = "none" if seeded else report.claim_level
+        checks.append(Check("level", level == honest, f"claimed {level}, derived {honest}"))
+    except DataError as error:
+        checks.append(Check("certificate fields", False, str(error)))
+    return Report(
+        kind="certificate",
+        level=report.level,
+        delta_upper=report.delta_upper,
+        checks=checks,
+        not_shown=NOT_SHOWN,
+        claim_level=level,
+    )
+
+
+def _certificate_checks(document: dict[str, Any], plan: dict[str, Any]) -> list[Check]:
+    def equal(name: str, path: str, expected: Any) -> Check:
+        value: Any = document
+        for key in path.split("."):
+            value = value.get(key) if isinstance(value, dict) else None
+        same = type(value) is type(expected) and value == expected
+        return Check(name, same, f"{path} is {value!r}, expected {expected!r}")
+
+    planned = documents.field(plan, "parameters", "object")
+    checks = [
+        equal("plan binding", "plan_digest", plan.get("digest")),
+        equal("claim epsilon", "claim.epsilon", documents.field(plan, "target", "object").get("epsilon")),
+        equal("claim delta", "claim.delta", documents.field(plan, "target", "object").get("delta")),
+        equal("claim mu", "claim.mu", documents.field(plan, "verification", "object").get("mu")),
+        equal("claim adjacency", "claim.adjacency", plan.get("adjacency")),
+        equal("claim group size", "claim.group_size", documents.field(plan, "problem", "object").get("group_size")),
+        equal("executed noise", "executed.noise_std", planned.get("noise_std")),
+        equal("executed chain", "executed.released_chain", plan.get("released_chain")),
+        equal("signature", "signature", None),
+    ]
+    if "executed_learn_steps" in planned:
+        checks.append(equal("executed learn steps", "executed.learn_steps", planned["executed_learn_steps"]))
+    if "unlearn_steps" in planned:
+        checks.append(equal("executed unlearn steps", "executed.unlearn_steps", planned["unlearn_steps"]))
+    for name in ("data", "forget_set", "model_before"):
+        text = documents.field(document, f"fingerprints.{name}", "text")
+        checks.append(Check(f"fingerprint {name}", _is_sha256(text), "a keyed SHA-256 in hexadecimal"))
+    checks.append(
+        Check("model hash", _is_sha256(documents.field(document, "model_sha256", "text")), "a SHA-256 in hexadecimal")
+    )
+    for entry in documents.field(document, "checks", "list"):
+        if not isinstance(entry, dict):
+            raise DataError("field checks must be a list of objects.")
+        name = documents.field(entry, "name", "text")
+        checks.append(Check(f"run: {name}", documents.field(entry, "pass", "boolean"), "recorded by the run"))
+    return checks
+
+
+def _digest_check(name: str, document: dict[str, Any]) -> Check:
+    stored = document.get("digest")
+    computed = documents.digest(document)
+    return Check(name, stored == computed, f"stored {stored!r}, computed {computed!r}")
+
+
+def _attempt(name: str, check: Callable[[Plan], str | None], plan: Plan) -> Check:
+    """A check returns None when it passes, otherwise what is wrong."""
+    try:
+        problem = check(plan)
+    except RdpCalcError as error:
+        problem = str(error)
+    return Check(name, problem is None, problem or "holds")
+
+
+def _constants(plan: Plan) -> str | None:
+    stored = getattr(plan.method, "constants", None)
+    if stored is None or stored.loss is None:
+        return None
+    losses.proved_constants(
+        loss=stored.loss,
+        l2=stored.l2,
+        feature_norm=stored.feature_norm,
+        intercept=stored.intercept,
+        huber_threshold=stored.huber_threshold,
+    )
+    for name in CONSTANT_NAMES:
+
+        def excess(name: str = name) -> Any:
+            exact = losses.exact_constants(
+                loss=stored.loss,
+                l2=stored.l2,
+                feature_norm=stored.feature_norm,
+                intercept=stored.intercept,
+                huber_threshold=stored.huber_threshold,
+            )[name]
+            value = ball(getattr(stored, name))
+            return value - exact if name == "strong_convexity" else exact - value
+
+        if not at_most(excess, 0):
+            return f"{name} = {getattr(stored, name)!r} is not safe for loss {stored.loss} with l2 = {stored.l2!r}"
+    if (plan.data.feature_norm, plan.data.intercept) != (stored.feature_norm, stored.intercept):
+        return "the data block has another feature_norm or intercept than the constants"
+    return None
+
+
+def _noise_std(plan: Plan) -> str | None:
+    if at_most(lambda: plan.method.noise_std(plan.noise) - ball(plan.noise_std), 0):
+        return None
+    return f"noise_std = {plan.noise_std!r} is below what {plan.method.NOISE} = {plan.noise!r} requires"
+
+
+def _bound(plan: Plan) -> str | None:
+    plan.bound.check(plan.method)
+    plan.bound.check_target(plan.target)
+    return None
+
+
+def _recorded(plan: Plan) -> str | None:
+    """The recorded mu and delta_upper may be larger than the proved ones, never smaller."""
+    evidence = plan.bound.evidence(plan.method, plan.noise, plan.target.epsilon)
+    if (evidence.mu is None) != (plan.mu is None):
+        return f"mu = {plan.mu!r} does not fit bound {plan.bound.name}"
+    if plan.mu is not None and not at_most(lambda: _mu(plan), plan.mu):
+        return f"mu = {plan.mu!r} is below the mu of the process"
+    if not at_most(lambda: plan.bound.evidence(plan.method, plan.noise, plan.target.epsilon).delta, plan.delta_upper):
+        return f"delta_upper = {plan.delta_upper!r} is below the delta of the process"
+    return None
+
+
+def _mu(plan: Plan) -> arb:
+    value = plan.bound.evidence(plan.method, plan.noise, plan.target.epsilon).mu
+    return arb.pos_inf() if value is None else value
+
+
+_PLAN_CHECKS: tuple[tuple[str, Callable[[Plan], str | None]], ...] = (
+    ("constants", _constants),
+    ("bound conditions", _bound),
+    ("noise_std", _noise_std),
+    ("recorded mu and delta", _recorded),
+)
+
+
+def _proved_delta(plan: Plan) -> float:
+    value = enclose(lambda: plan.bound.evidence(plan.method, plan.noise, plan.target.epsilon).delta)
+    return min(round_up(value), 1.0)
+
+
+def _derived_fields(document: dict[str, Any], plan: Plan) -> Check:
+    """Statuses, level, guarantee text and every other derived field must be what the inputs give."""
+    expected = plan.to_json()
+    for key in sorted(set(expected) | set(document)):
+        if key in ("digest", "performance"):
+            continue
+        if documents.canonical(document.get(key)) != documents.canonical(expected.get(key)):
+            return Check("derived fields", False, f"field {key} is not what the plan's inputs give")
+    return Check("derived fields", True, "assumptions, level and guarantee follow from the inputs")
+
+
+def _is_sha256(text: str) -> bool:
+    return len(text) == 64 and set(text) <= set("0123456789abcdef")

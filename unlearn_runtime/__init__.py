@@ -1,0 +1,1 @@
+"""Carries certified unlearning plans out on torch."""
