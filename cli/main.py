@@ -11,6 +11,7 @@ import typer
 from typer.core import TyperGroup
 
 import cli.commands
+import rdp_calc
 from rdp_calc.errors import RdpCalcError
 
 #: Order of the verbs in the help; a verb found but not named here follows.
@@ -44,9 +45,7 @@ app = typer.Typer(
 
 def _version(value: bool) -> None:
     if value:
-        from importlib.metadata import version
-
-        print(version("rdp-calc"))
+        print(rdp_calc.__version__)
         raise typer.Exit
 
 

@@ -158,3 +158,66 @@ def show_report(report: Report, name: str, *, as_json: bool, quiet: bool) -> Non
     out.print(f"{verdict}: {report.claim_level}, proved by {report.level}{shown}")
     for text in report.not_shown:
         out.print(f"[dim]not shown by this file: {text}[/dim]")
+
+
+def show_plan(document: dict[str, Any]) -> None:
+    """A plan as a panel."""
+    from rich.markup import escape
+    from rich.panel import Panel
+    from rich.table import Table
+
+    grid = Table.grid(padding=(0, 3))
+    grid.add_column(style="dim", justify="right")
+    grid.add_column()
+    problem, parameters, data = document["problem"], document["parameters"], document["data"]
+    grid.add_row("target", f"epsilon {document['target']['epsilon']!r}, delta {document['target']['delta']!r}")
+    grid.add_row("removes", f"{problem['group_size']} of {problem['dataset_size']} records, {document['adjacency']}")
+    for name, value in parameters.items():
+        if value is not None:
+            grid.add_row(name, f"[bold]{value}[/bold]" if name in ("sigma", "noise_std") else escape(str(value)))
+    for constant in problem.get("constants", []):
+        grid.add_row(constant["name"], f"{constant['value']!r} ({constant['status']})")
+    classes = "any" if data["classes"] is None else ", ".join(data["classes"])
+    grid.add_row("data", escape(f"features {data['features'] or 'any'}, classes {classes}, {data['preprocess']}"))
+    verification = document["verification"]
+    grid.add_row("bound", document["bound"])
+    grid.add_row("level", f"{document['certificate_level']}, proved by {verification['level']}")
+    grid.add_row("delta proved", ceiling(verification["delta_upper"], 9))
+    grid.add_row("digest", document["digest"])
+    grid.add_row("guarantee", escape(document["guarantee"]))
+    console().print(Panel(grid, title=f"plan · {document['method']}", title_align="left"))
+
+
+def show_run(summary: dict[str, Any]) -> None:
+    """What a run did: accuracies before, after and retrained, and where the files are."""
+    from rich.markup import escape
+
+    out = console()
+    out.print(metrics_table(summary["metrics"]))
+    speed = summary["metrics"]["steps_per_second"]
+    shown = "" if speed is None else f", {speed:,.0f} steps/s"
+    level = "no certificate yet" if summary["certificate_level"] is None else f"level {summary['certificate_level']}"
+    out.print(f"{escape(summary['output'])}: {summary['phase']}, {level}, {summary['matrix_dtype']} on {summary['device']}{shown}")
+
+
+def metrics_table(metrics: dict[str, Any]) -> Any:
+    """Accuracies by model, mean and standard deviation over the chains."""
+    from rich.table import Table
+
+    names = {"before": "before unlearning", "after": "unlearned", "retrained": "retrained"}
+    columns = {"test_accuracy": "test", "train_accuracy": "retained", "forget_accuracy": "forgotten"}
+    table = Table(title="Accuracy", title_justify="left")
+    table.add_column("model")
+    for title in columns.values():
+        table.add_column(title, justify="right")
+    for key, title in names.items():
+        if metrics.get(key) is not None:
+            table.add_row(title, *(_accuracy(metrics[key][column]) for column in columns))
+    return table
+
+
+def _accuracy(value: dict[str, Any] | None) -> str:
+    if value is None:
+        return "-"
+    spread = f" ± {value['std']:.4f}" if value["chains"] > 1 else ""
+    return f"{value['mean']:.4f}{spread}"

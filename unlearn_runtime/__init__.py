@@ -1,1 +1,1 @@
-"""Carries certified unlearning plans out on torch."""
+"""Carries certified unlearning plans out on torch. Importing this package does not import torch."""

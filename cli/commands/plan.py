@@ -1,0 +1,133 @@
+"""rdp-calc plan METHOD -o PLAN.json, and plan show PLAN.json."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from cli.options import BOUND_OPTION, TARGET_OPTIONS, command, per_method, read_target, split
+from cli.render import print_json, show_plan
+from rdp_calc import calibrate
+from rdp_calc.documents import digest, pretty, read_document
+from rdp_calc.errors import DataError, InvalidInput
+from rdp_calc.methods import Method
+from rdp_calc.options import Option, read_float
+from rdp_calc.plan import PREPROCESS, DataSpec, plan_from_json, plan_from_result
+
+_DATA_OPTIONS = (
+    Option(name="data", kind="text", help="Data to plan for: size, features and classes are read from it."),
+    Option(name="classes", kind="text", help="Classes to keep, in order, as 3,8."),
+    Option(name="preprocess", kind="choice", choices=PREPROCESS, default="unit-norm", help="How rows are prepared."),
+    Option(name="data_center", kind="text", help="Constant subtracted by center-unit-norm: a number or @FILE."),
+    Option(name="feature_norm", kind="float", help="Bound B on the norm of a row (default 1)."),
+    Option(name="intercept", kind="flag", help="Append a feature that is always 1."),
+    Option(name="label", kind="text", help="Label column of a .csv or .parquet."),
+)
+_LEARNING_OPTIONS = (
+    Option(name="model", kind="choice", choices=("logistic", "softmax"), help="Model; it is the one of --loss."),
+    Option(name="init", kind="text", default="zeros", help="Initial point: zeros or normal:STD."),
+    Option(name="execute_learn_steps", kind="int", help="Learning steps to carry out (default learn-steps, or 10000)."),
+)
+
+
+def _add(app: typer.Typer, method: type[Method]) -> None:
+    learns = any(option.name == "learn_steps" for option in method.OPTIONS)
+    options = (*TARGET_OPTIONS, *method.OPTIONS, BOUND_OPTION, *_DATA_OPTIONS, *(_LEARNING_OPTIONS if learns else ()))
+
+    def body(values: dict[str, Any], *, output: Path, as_json: bool, quiet: bool) -> None:
+        if values.get("model") is not None and values["model"] != values.get("loss"):
+            raise InvalidInput(f"--model {values['model']} needs --loss {values['model']}, got {values.get('loss')}.")
+        spec = _data_spec(values)
+        target = read_target(values)
+        problem = method.from_options(**split(values, method.OPTIONS))
+        result = calibrate.noise(problem, target, bound=values["bound"] or "best")
+        plan = plan_from_result(
+            problem,
+            result,
+            target,
+            data=spec,
+            executed_learn_steps=values.get("execute_learn_steps"),
+            init=values.get("init"),
+        )
+        document = plan.to_json()
+        from unlearn_runtime.folders import write_file
+
+        write_file(output, pretty(document))
+        _show(document, as_json=as_json, quiet=quiet)
+
+    example = f"rdp-calc plan {method.EXAMPLE} -o plan.json"
+    command(app, method.NAME, body, options, help=method.SUMMARY, example=example, output=True)
+
+
+def _data_spec(values: dict[str, Any]) -> DataSpec:
+    """What the data must look like; with --data its size goes into ``values`` and its shape into the result."""
+    classes = None if values["classes"] is None else tuple(text.strip() for text in values["classes"].split(","))
+    if classes is not None and (len(classes) < 2 or len(set(classes)) < len(classes) or "" in classes):
+        raise InvalidInput(f"--classes must name two or more different classes, got {values['classes']!r}.")
+    features = None
+    if values["data"] is not None:
+        from unlearn_runtime.data import load, select_classes
+
+        dataset, classes = select_classes(load(values["data"], label=values["label"]), classes)
+        features = int(dataset.x_train.shape[1])
+        size = len(dataset.y_train)
+        if values["dataset_size"] not in (None, size):
+            raise InvalidInput(f"--dataset-size is {values['dataset_size']}, but {values['data']} has {size} records.")
+        values["dataset_size"] = size
+        if values["preprocess"] == "center-unit-norm" and values["data_center"] is None:
+            if dataset.x_train.dtype.name != "uint8":
+                raise InvalidInput("center-unit-norm on data other than bytes needs --data-center, a fixed constant.")
+    if values.get("loss") == "logistic" and classes is not None and len(classes) != 2:
+        raise InvalidInput(f"loss logistic takes two classes, got {len(classes)}; choose two with --classes.")
+    if values.get("loss") == "softmax" and classes is None:
+        raise InvalidInput("loss softmax needs --classes (or --data) so that the class list is fixed in the plan.")
+    return DataSpec(
+        features=features,
+        classes=classes,
+        preprocess=values["preprocess"] or "unit-norm",
+        center=_center(values["data_center"]),
+        feature_norm=1.0 if values["feature_norm"] is None else values["feature_norm"],
+        intercept=bool(values["intercept"]),
+        label=values["label"],
+    )
+
+
+def _center(text: str | None) -> float | tuple[float, ...] | None:
+    if text is None:
+        return None
+    if not text.startswith("@"):
+        return read_float("--data-center", text)
+    try:
+        words = Path(text[1:]).read_text(encoding="utf-8").split()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"cannot read {text[1:]}: {error}.") from None
+    return tuple(read_float(f"number {i + 1} of {text[1:]}", word) for i, word in enumerate(words))
+
+
+def _show(document: dict[str, Any], *, as_json: bool, quiet: bool) -> None:
+    if as_json:
+        print_json(document)
+    elif quiet:
+        sigma = document["parameters"]["sigma"]
+        print(json.dumps(document["parameters"]["noise_std"] if sigma is None else sigma))
+    else:
+        show_plan(document)
+
+
+app = per_method("plan", _add, help="Write a certified unlearning plan, or show one.", where=lambda m: True)
+
+
+@app.command("show", help="Show a plan.\n\nExample: [cyan]rdp-calc plan show plan.json[/cyan]")
+def show(
+    file: Path = typer.Argument(..., help="A plan."),
+    as_json: bool = typer.Option(False, "--json", help="One JSON object on stdout."),
+    quiet: bool = typer.Option(False, "-q", "--quiet", help="Only the noise."),
+) -> None:
+    document = read_document(file)
+    plan_from_json(document)
+    if document.get("digest") != digest(document):
+        raise DataError("plan digest is wrong: the plan was changed after it was written; make a new one.")
+    _show(document, as_json=as_json, quiet=quiet)

@@ -1,0 +1,82 @@
+"""rdp-calc run PLAN.json -o DIR: carry a plan out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import typer
+
+from cli.render import print_json, show_run
+from rdp_calc.documents import read_document
+from rdp_calc.errors import GuardFailed, InvalidInput
+from rdp_calc.options import read_integer
+
+if TYPE_CHECKING:
+    from types import ModuleType
+
+app = typer.Typer(rich_markup_mode="rich", add_completion=False)
+
+
+@app.command(
+    help="Carry a plan out: learn, unlearn, write model and certificate."
+    "\n\nExample: [cyan]rdp-calc run plan.json --data builtin:digits --forget 3,17 -o run[/cyan]"
+)
+def run(
+    plan: Path = typer.Argument(..., help="A plan made by rdp-calc plan."),
+    data: str = typer.Option(..., "--data", help="A .npz, IDX folder, .csv, .parquet or builtin:NAME."),
+    output: Path = typer.Option(..., "-o", "--output", help="New or empty folder, written whole or not at all."),
+    phase: str = typer.Option("all", "--phase", metavar="learn|unlearn|all", help="What to carry out."),
+    start: Path | None = typer.Option(None, "--start", help="Folder of a learn run of the same plan (unlearn)."),
+    forget: str | None = typer.Option(None, "--forget", metavar="IDS", help="3,17,40-59 or @ids.txt."),
+    trials: str = typer.Option("1", "--trials", metavar="R", help="Independent chains, for measuring; one is released."),
+    device: str = typer.Option("auto", "--device", metavar="cpu|cuda|auto", help="Where to compute."),
+    dtype: str | None = typer.Option(
+        None, "--dtype", metavar="float32|float64", help="Matrix products; default float32 where exact enough."
+    ),
+    retrain: bool = typer.Option(False, "--retrain", help="Also retrain from the start on the retained records."),
+    seed: str | None = typer.Option(None, "--seed", metavar="INTEGER", help="Fixed noise; voids the certificate."),
+    insecure_reproducible: bool = typer.Option(
+        False, "--insecure-reproducible", help="Accept that a seeded run certifies nothing."
+    ),
+    as_json: bool = typer.Option(False, "--json", help="One JSON object on stdout."),
+    quiet: bool = typer.Option(False, "-q", "--quiet", help="Only the path of the result, no progress bar."),
+) -> None:
+    if (seed is not None) != insecure_reproducible:
+        raise InvalidInput("--seed and --insecure-reproducible go together; a seeded run certifies nothing.")
+    document = read_document(plan)
+    runtime = load_runtime()
+    from cli.progress import progress_bar
+
+    execution = runtime.Execution(
+        chains=read_integer("--trials", trials),
+        device=device,
+        dtype=dtype,
+        seed=None if seed is None else read_integer("--seed", seed),
+        retrain=retrain,
+    )
+    summary = runtime.run_plan(
+        document,
+        data=data,
+        output=output,
+        phase=phase,
+        forget=forget,
+        start=start,
+        execution=execution,
+        progress=None if quiet else progress_bar,
+    )
+    if as_json:
+        print_json(summary)
+    elif quiet:
+        print(output)
+    else:
+        show_run(summary)
+
+
+def load_runtime() -> ModuleType:
+    """The runtime module; torch is imported here and nowhere earlier. Raises GuardFailed where it is missing."""
+    try:
+        import unlearn_runtime.run as runtime
+    except ModuleNotFoundError as error:
+        raise GuardFailed(f"{error.name} is not installed; install the runtime: pip install 'rdp-calc[runtime]'.") from None
+    return runtime

@@ -1,0 +1,109 @@
+"""What ties a certificate to data, forget set and models: keyed fingerprints, and the checks that recompute them."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from rdp_calc.documents import digest, field, read_document
+from rdp_calc.errors import DataError, RdpCalcError
+from rdp_calc.plan import DataSpec
+from rdp_calc.verify import Check, Report
+from unlearn_runtime.data import Dataset, load, parse_ids, select_classes
+
+Array = npt.NDArray[Any]
+
+
+def data_fingerprint(key: bytes, dataset: Dataset) -> str:
+    """HMAC-SHA-256 of the training records after the class filter: shape, type, values and labels."""
+    mac = hmac.new(key, b"rdp-calc/data/1", hashlib.sha256)
+    rows = dataset.x_train
+    mac.update(json.dumps([rows.shape, rows.dtype.newbyteorder("<").str]).encode())
+    for start in range(0, len(rows), 4096):
+        mac.update(np.ascontiguousarray(rows[start : start + 4096]).astype(rows.dtype.newbyteorder("<")).tobytes())
+    for label in dataset.y_train.tolist():
+        mac.update(str(label).encode() + b"\0")
+    return mac.hexdigest()
+
+
+def forget_fingerprint(key: bytes, ids: Array) -> str:
+    """HMAC-SHA-256 of the sorted ids."""
+    return hmac.new(key, b"rdp-calc/forget/1" + np.sort(ids).astype("<i8").tobytes(), hashlib.sha256).hexdigest()
+
+
+def file_fingerprint(key: bytes, path: Path) -> str:
+    """HMAC-SHA-256 of a file."""
+    return hmac.new(key, b"rdp-calc/file/1" + path.read_bytes(), hashlib.sha256).hexdigest()
+
+
+def file_sha256(path: Path) -> str:
+    """Plain SHA-256 of a file. Raises DataError where it cannot be read."""
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error.strerror}.") from None
+
+
+def load_for_plan(source: str, spec: DataSpec) -> Dataset:
+    """The data set of a run, after the class filter of the plan."""
+    dataset = load(source, label=spec.label)
+    if spec.classes is not None:
+        dataset, _ = select_classes(dataset, spec.classes)
+    return dataset
+
+
+def binding_checks(
+    report: Report,
+    document: dict[str, Any],
+    *,
+    model: Path | None,
+    plan: Path | None,
+    record: Path | None,
+    data: str | None,
+    forget: str | None,
+) -> Report:
+    """The report with the checks that need other files added."""
+    checks = []
+    if report.kind != "certificate":
+        checks.append(Check("bindings", False, "--model, --plan and --record go with a certificate, this is a plan"))
+        return replace(report, checks=report.checks + checks)
+    if model is not None:
+        same = file_sha256(model) == document.get("model_sha256")
+        checks.append(Check("model", same, f"{model} {'is' if same else 'is not'} the released model"))
+    if plan is not None:
+        same = digest(read_document(plan)) == document.get("plan_digest")
+        checks.append(Check("plan", same, f"{plan} {'is' if same else 'is not'} the plan of this certificate"))
+    if record is not None and data is not None and forget is not None:
+        try:
+            checks += _record_checks(document, record, data, forget)
+        except RdpCalcError as error:
+            checks.append(Check("record", False, str(error)))
+    shown = tuple(text for text in report.not_shown if not _answered(text, model=model, record=record))
+    return replace(report, checks=report.checks + checks, not_shown=shown)
+
+
+def _answered(text: str, *, model: Path | None, record: Path | None) -> bool:
+    return (model is not None and "--model" in text) or (record is not None and "--record" in text)
+
+
+def _record_checks(document: dict[str, Any], record: Path, data: str, forget: str) -> list[Check]:
+    audit = read_document(record)
+    try:
+        key = bytes.fromhex(field(audit, "key", "text"))
+    except ValueError:
+        raise DataError(f"field key of {record} must be hexadecimal.") from None
+    dataset = load_for_plan(data, DataSpec.from_json(field(document, "plan", "object")))
+    ids = parse_ids(forget, dataset_size=len(dataset.y_train))
+    found = {"data": data_fingerprint(key, dataset), "forget_set": forget_fingerprint(key, ids)}
+    checks = []
+    for name, value in found.items():
+        same = hmac.compare_digest(value, field(document, f"fingerprints.{name}", "text"))
+        checks.append(Check(f"{name} binding", same, f"the {name} given {'is' if same else 'is not'} the one of the run"))
+    return checks

@@ -1,0 +1,128 @@
+"""Generalised linear models with closed-form gradients, many independent chains at once.
+
+R chains of a model with C outputs are one matrix of weights (d, R x C). The mean data gradient is two matrix products,
+rows @ weights and rows.T @ residuals; no per-record gradient is ever formed. The regulariser is not part of it.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+Array = npt.NDArray[Any]
+
+
+class GeneralisedLinearModel(ABC):
+    """Records of one objective. ``divisor`` is what the sum of gradients is divided by; it need not be the row count,
+    because zero-out and replace adjacency keep the original one after records left.
+    """
+
+    def __init__(self, rows: torch.Tensor, labels: torch.Tensor, *, divisor: int, outputs: int) -> None:
+        self.rows = rows
+        self.labels = labels
+        self.divisor = divisor
+        self.outputs = outputs
+        self._products: torch.Tensor | None = None
+        self._gradient: torch.Tensor | None = None
+
+    @property
+    def features(self) -> int:
+        """Columns d, an intercept included."""
+        return self.rows.shape[1]
+
+    def mean_gradient(self, weights: torch.Tensor) -> torch.Tensor:
+        """The data gradient divided by ``divisor``, shape (d, R x C) like ``weights``, in the dtype of the rows.
+
+        The result is a buffer that the next call overwrites.
+        """
+        columns = weights.shape[1]
+        if self._products is None or self._products.shape[1] != columns:
+            self._products = self.rows.new_empty((self.rows.shape[0], columns))
+            self._gradient = self.rows.new_empty((self.features, columns))
+        assert self._gradient is not None
+        products = torch.mm(self.rows, weights, out=self._products)
+        self.residuals_(products)
+        torch.mm(self.rows.t(), products, out=self._gradient)
+        return self._gradient.div_(self.divisor)
+
+    def exact_mean_gradient(self, weights: torch.Tensor, *, rows_per_chunk: int = 4096) -> torch.Tensor:
+        """The same gradient in float64, in row chunks so that no float64 copy of the data is made."""
+        total = torch.zeros_like(weights, dtype=torch.float64)
+        exact = weights.double()
+        for start in range(0, self.rows.shape[0], rows_per_chunk):
+            rows = self.rows[start : start + rows_per_chunk].double()
+            labels = self.labels[start : start + rows_per_chunk]
+            total += type(self)(rows, labels, divisor=self.divisor, outputs=self.outputs).mean_gradient(exact)
+        return total
+
+    def kept(self, mask: torch.Tensor, *, divisor: int) -> GeneralisedLinearModel:
+        """The objective of the records where ``mask`` is true, copied, over another divisor."""
+        return type(self)(self.rows[mask], self.labels[mask], divisor=divisor, outputs=self.outputs)
+
+    def accuracy(self, weights: torch.Tensor) -> Array:
+        """The share of records classified correctly by each chain, shape (R,). Raises ValueError without records."""
+        if self.rows.shape[0] == 0:
+            raise ValueError("accuracy of no records")
+        correct = self.correct(torch.mm(self.rows, weights.to(self.rows.dtype)))
+        return correct.double().mean(dim=0).cpu().numpy()
+
+    @abstractmethod
+    def residuals_(self, products: torch.Tensor) -> None:
+        """Turn rows @ weights (n, R x C) in place into the derivative of each record's loss by its products."""
+
+    @abstractmethod
+    def correct(self, products: torch.Tensor) -> torch.Tensor:
+        """Which records each chain classifies correctly, boolean (n, R)."""
+
+    @classmethod
+    @abstractmethod
+    def from_arrays(
+        cls, rows: Array, labels: Array, *, classes: int, device: torch.device
+    ) -> GeneralisedLinearModel:
+        """The objective of all records, divided by their number. Takes ``rows`` over: it may be changed in place."""
+
+
+class Logistic(GeneralisedLinearModel):
+    """ln(1 + exp(-y w.x)) with y in {-1, +1}. Rows are stored as -y x, so that the loss is softplus(row . w)."""
+
+    @classmethod
+    def from_arrays(cls, rows: Array, labels: Array, *, classes: int, device: torch.device) -> Logistic:
+        rows *= -labels[:, None].astype(rows.dtype)
+        return cls(
+            torch.from_numpy(rows).to(device), torch.from_numpy(labels).to(device), divisor=len(rows), outputs=1
+        )
+
+    def residuals_(self, products: torch.Tensor) -> None:
+        products.sigmoid_()
+
+    def correct(self, products: torch.Tensor) -> torch.Tensor:
+        return products < 0
+
+
+class Softmax(GeneralisedLinearModel):
+    """Cross-entropy of softmax outputs; labels are indices 0..C-1, and a chain's C columns are neighbours."""
+
+    @classmethod
+    def from_arrays(cls, rows: Array, labels: Array, *, classes: int, device: torch.device) -> Softmax:
+        return cls(
+            torch.from_numpy(rows).to(device), torch.from_numpy(labels).to(device), divisor=len(rows), outputs=classes
+        )
+
+    def residuals_(self, products: torch.Tensor) -> None:
+        scores = products.view(len(products), -1, self.outputs)
+        scores -= scores.amax(dim=2, keepdim=True)
+        scores.exp_()
+        scores /= scores.sum(dim=2, keepdim=True)
+        index = self.labels.view(-1, 1, 1).expand(-1, scores.shape[1], 1)
+        scores.scatter_add_(2, index, scores.new_full((), -1.0).expand(index.shape))
+
+    def correct(self, products: torch.Tensor) -> torch.Tensor:
+        return products.view(len(products), -1, self.outputs).argmax(dim=2) == self.labels.view(-1, 1)
+
+
+MODELS: dict[str, type[GeneralisedLinearModel]] = {"logistic": Logistic, "softmax": Softmax}
