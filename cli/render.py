@@ -197,7 +197,8 @@ def show_run(summary: dict[str, Any]) -> None:
     speed = summary["metrics"]["steps_per_second"]
     shown = "" if speed is None else f", {speed:,.0f} steps/s"
     level = "no certificate yet" if summary["certificate_level"] is None else f"level {summary['certificate_level']}"
-    out.print(f"{escape(summary['output'])}: {summary['phase']}, {level}, {summary['matrix_dtype']} on {summary['device']}{shown}")
+    how = f"{summary['matrix_dtype']} on {summary['device']}{shown}"
+    out.print(f"{escape(summary['output'])}: {summary['phase']}, {level}, {how}")
 
 
 def metrics_table(metrics: dict[str, Any]) -> Any:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 
 from flint import ctx
 
@@ -66,7 +67,7 @@ def _check_noise(method: Method, value: float) -> None:
 
 
 def _noise(method: Method, bound: Bound, target: Target) -> Result:
-    bound.check_target(target)
+    bound.check_epsilon(target.epsilon)
     found = Found(0.0, None)
     if not _meets(method, bound, 0.0, target.epsilon, target.delta):
         with ctx.workprec(_PROPOSAL_BITS):
@@ -79,8 +80,14 @@ def _noise(method: Method, bound: Bound, target: Target) -> Result:
             )
         found = search
     return _result(
-        "sigma", method, bound, noise=found.value, epsilon=target.epsilon, target=(target.epsilon, target.delta),
-        failing=(method.NOISE, found.failing), answer=found.value,
+        "sigma",
+        method,
+        bound,
+        noise=found.value,
+        epsilon=target.epsilon,
+        target=(target.epsilon, target.delta),
+        failing=(method.NOISE, found.failing),
+        answer=found.value,
     )
 
 
@@ -96,21 +103,34 @@ def _epsilon(method: Method, bound: Bound, noise: float, delta: float) -> Result
             )
         found = search
     return _result(
-        "epsilon", method, bound, noise=noise, epsilon=found.value, target=(None, delta),
-        failing=("epsilon", found.failing), answer=found.value, delta=delta,
+        "epsilon",
+        method,
+        bound,
+        noise=noise,
+        epsilon=found.value,
+        target=(None, delta),
+        failing=("epsilon", found.failing),
+        answer=found.value,
+        delta=delta,
     )
 
 
 def _delta(method: Method, bound: Bound, noise: float, epsilon: float) -> Result:
     value = _delta_upper(method, bound, noise, epsilon)
     return _result(
-        "epsilon", method, bound, noise=noise, epsilon=epsilon, target=(epsilon, None),
-        failing=("delta", None), answer=value,
+        "epsilon",
+        method,
+        bound,
+        noise=noise,
+        epsilon=epsilon,
+        target=(epsilon, None),
+        failing=("delta", None),
+        answer=value,
     )
 
 
 def _steps(method: Method, bound: Bound, target: Target, noise: float) -> Result:
-    bound.check_target(target)
+    bound.check_epsilon(target.epsilon)
     search = smallest_passing_integer(
         lambda k: _meets(method.with_unlearn_steps(k), bound, noise, target.epsilon, target.delta), ceiling=MAX_STEPS
     )
@@ -121,8 +141,14 @@ def _steps(method: Method, bound: Bound, target: Target, noise: float) -> Result
         )
     count, failing = search
     return _result(
-        "steps", method.with_unlearn_steps(count), bound, noise=noise, epsilon=target.epsilon,
-        target=(target.epsilon, target.delta), failing=("unlearn_steps", failing), answer=count,
+        "steps",
+        method.with_unlearn_steps(count),
+        bound,
+        noise=noise,
+        epsilon=target.epsilon,
+        target=(target.epsilon, target.delta),
+        failing=("unlearn_steps", failing),
+        answer=count,
     )
 
 
@@ -219,7 +245,7 @@ def compare(methods: list[Method], target: Target) -> list[Result | Refusal]:
     """The smallest noise by every method and bound: methods in the order given, best bound first within each."""
     rows: list[Result | Refusal] = []
     for method in methods:
-        outcomes = every_bound(method, lambda bound, method=method: _noise(method, bound, target))
+        outcomes = every_bound(method, partial(_noise, method, target=target))
         rows += sorted(outcomes, key=lambda row: _order(row) if isinstance(row, Result) else (2, 0.0))
     return rows
 

@@ -27,7 +27,7 @@ def certificate_document(
     level: str,
 ) -> dict[str, Any]:
     """The certificate document with its digest. ``fingerprints`` holds data, forget_set and model_before, keyed."""
-    document = jsonable(
+    document: dict[str, Any] = jsonable(
         {
             "schema": CERTIFICATE_SCHEMA,
             "plan": plan,

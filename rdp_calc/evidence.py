@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import ClassVar
@@ -32,6 +33,7 @@ class Bound(ABC):
     summary: ClassVar[str]
     reference: ClassVar[str]
     verification_level: ClassVar[str] = "interval"
+    largest_epsilon: ClassVar[float] = math.inf
 
     def check(self, method: Method) -> None:
         """Raise NotApplicable where the theorem does not cover ``method``, saying what to change."""
@@ -44,8 +46,13 @@ class Bound(ABC):
         """Assumptions beyond the method's own that nothing enforces; any of them makes a result conditional."""
         return ()
 
-    def check_target(self, target: Target) -> None:
-        """Raise NotApplicable for a target outside the theorem's validity."""
+    def check_epsilon(self, epsilon: float) -> None:
+        """Raise NotApplicable above the largest epsilon the theorem covers."""
+        if epsilon > self.largest_epsilon:
+            raise NotApplicable(
+                f"bound {self.name} is not valid for epsilon > {self.largest_epsilon:g}, got {epsilon!r};"
+                " use --bound best."
+            )
 
     @abstractmethod
     def propose_noise(self, method: Method, target: Target) -> float:

@@ -161,7 +161,7 @@ def constants_from(values: dict[str, Any]) -> Constants:
         raise InvalidInput(f"{flags} conflict with --{derived[0].replace('_', '-')}: give the loss or the constants.")
     if not typed and not derived:
         raise InvalidInput(
-            "either --loss with --l2 (constants proved) or --lipschitz, --strong-convexity and --smoothness is required."
+            "give --loss with --l2 (constants proved), or --lipschitz, --strong-convexity and --smoothness (estimated)."
         )
     if derived:
         return proved_constants(

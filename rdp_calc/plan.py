@@ -1,4 +1,4 @@
-"""A certified unlearning plan: everything the runtime may use, and everything a stranger needs to re-derive the claim."""
+"""A certified unlearning plan: all that the runtime may use, and all that a stranger needs to re-derive the claim."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ class Plan:
         executed = self.executed_learn_steps
         if isinstance(executed, bool) or not isinstance(executed, int) or not 0 <= executed <= accounted:
             raise InvalidInput(
-                f"executed_learn_steps must be an integer in 0..{accounted} (the accounted learn_steps), got {executed!r}."
+                f"executed_learn_steps must be an integer in 0..{accounted} (the accounted number), got {executed!r}."
             )
         init_std(self.init or "")
 
@@ -129,7 +129,7 @@ class Plan:
             {"name": text, "value": "assumed", "status": "estimated", "enforced_by": ""}
             for text in self.bound.conditions(self.method)
         ]
-        document = {
+        fields = {
             "schema": PLAN_SCHEMA,
             "method": self.method.NAME,
             "bound": self.bound.id,
@@ -150,7 +150,7 @@ class Plan:
             },
             "performance": {},
         }
-        document = jsonable(document)
+        document: dict[str, Any] = jsonable(fields)
         document["digest"] = digest(document)
         return document
 

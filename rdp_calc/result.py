@@ -74,7 +74,7 @@ class Result:
         """The stable JSON object; infinity is the string "inf"."""
         listed = [assumption.to_json() for assumption in self.assumptions]
         listed += [{"name": c, "value": "assumed", "status": "estimated", "enforced_by": ""} for c in self.conditions]
-        return jsonable(
+        document: dict[str, Any] = jsonable(
             {
                 "schema": RESULT_SCHEMA,
                 "command": self.command,
@@ -99,6 +99,7 @@ class Result:
                 "alternatives": [alternative.to_json() for alternative in self.alternatives],
             }
         )
+        return document
 
 
 def certificate_level(assumptions: tuple[Assumption, ...], conditions: tuple[str, ...]) -> Level:

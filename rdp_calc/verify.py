@@ -58,7 +58,7 @@ class Report:
         return bool(self.checks) and all(check.passed for check in self.checks)
 
     def to_json(self) -> dict[str, Any]:
-        return jsonable(
+        document: dict[str, Any] = jsonable(
             {
                 "schema": VERIFY_SCHEMA,
                 "holds": self.holds,
@@ -69,6 +69,7 @@ class Report:
                 "not_shown": list(self.not_shown),
             }
         )
+        return document
 
     def raise_if_failed(self) -> None:
         """Raise VerificationFailed naming the first check that failed."""
@@ -233,7 +234,7 @@ def _noise_std(plan: Plan) -> str | None:
 
 def _bound(plan: Plan) -> str | None:
     plan.bound.check(plan.method)
-    plan.bound.check_target(plan.target)
+    plan.bound.check_epsilon(plan.target.epsilon)
     return None
 
 

@@ -53,7 +53,8 @@ def file_sha256(path: Path) -> str:
 
 def load_for_plan(source: str, spec: DataSpec) -> Dataset:
     """The data set of a run, after the class filter of the plan."""
-    dataset = load(source, label=spec.label)
+    columns = source.lower().endswith((".csv", ".parquet"))
+    dataset = load(source, label=spec.label if columns else None)
     if spec.classes is not None:
         dataset, _ = select_classes(dataset, spec.classes)
     return dataset
@@ -105,5 +106,7 @@ def _record_checks(document: dict[str, Any], record: Path, data: str, forget: st
     checks = []
     for name, value in found.items():
         same = hmac.compare_digest(value, field(document, f"fingerprints.{name}", "text"))
-        checks.append(Check(f"{name} binding", same, f"the {name} given {'is' if same else 'is not'} the one of the run"))
+        checks.append(
+            Check(f"{name} binding", same, f"the {name} given {'is' if same else 'is not'} the one of the run")
+        )
     return checks

@@ -7,14 +7,16 @@ rows @ weights and rows.T @ residuals; no per-record gradient is ever formed. Th
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-
 from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 import torch
 
 Array = npt.NDArray[Any]
+
+# A block is read twice per step; it should stay in a core's share of the last-level cache, or fill a GPU.
+_CPU_BLOCK_BYTES = 8 * 2**20
+_CUDA_BLOCK_BYTES = 512 * 2**20
 
 
 class GeneralisedLinearModel(ABC):
@@ -27,8 +29,11 @@ class GeneralisedLinearModel(ABC):
         self.labels = labels
         self.divisor = divisor
         self.outputs = outputs
-        self._products: torch.Tensor | None = None
-        self._gradient: torch.Tensor | None = None
+        budget = _CUDA_BLOCK_BYTES if rows.is_cuda else _CPU_BLOCK_BYTES
+        size = max(256, budget // max(1, rows.element_size() * rows.shape[1]))
+        self._blocks = [(rows[i : i + size], labels[i : i + size]) for i in range(0, len(rows), size)]
+        self._block_rows = min(size, len(rows))
+        self._buffers: tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None = None
 
     @property
     def features(self) -> int:
@@ -36,29 +41,39 @@ class GeneralisedLinearModel(ABC):
         return self.rows.shape[1]
 
     def mean_gradient(self, weights: torch.Tensor) -> torch.Tensor:
-        """The data gradient divided by ``divisor``, shape (d, R x C) like ``weights``, in the dtype of the rows.
+        """The data gradient divided by ``divisor``, float64 (d, R x C) like ``weights``, computed in the dtype of the
+        rows: blocks of rows small enough to stay in the cache between their two products, summed in float64, which is
+        faster and several times more accurate than two products over all rows.
 
         The result is a buffer that the next call overwrites.
         """
         columns = weights.shape[1]
-        if self._products is None or self._products.shape[1] != columns:
-            self._products = self.rows.new_empty((self.rows.shape[0], columns))
-            self._gradient = self.rows.new_empty((self.features, columns))
-        assert self._gradient is not None
-        products = torch.mm(self.rows, weights, out=self._products)
-        self.residuals_(products)
-        torch.mm(self.rows.t(), products, out=self._gradient)
-        return self._gradient.div_(self.divisor)
+        if self._buffers is None or self._buffers[0].shape[1] != columns:
+            self._buffers = (
+                self.rows.new_empty((self._block_rows, columns)),
+                self.rows.new_empty((self.features, columns)),
+                self.rows.new_empty((self.features, columns), dtype=torch.float64),
+            )
+        scratch, part, total = self._buffers
+        total.zero_()
+        for rows, labels in self._blocks:
+            products = scratch[: len(rows)]
+            torch.mm(rows, weights, out=products)
+            self.residuals_(products, labels)
+            torch.mm(rows.t(), products, out=part)
+            total += part
+        return total.div_(self.divisor)
 
-    def exact_mean_gradient(self, weights: torch.Tensor, *, rows_per_chunk: int = 4096) -> torch.Tensor:
-        """The same gradient in float64, in row chunks so that no float64 copy of the data is made."""
+    def exact_mean_gradient(self, weights: torch.Tensor) -> torch.Tensor:
+        """The same gradient in float64, in row blocks so that no float64 copy of the data is made."""
         total = torch.zeros_like(weights, dtype=torch.float64)
         exact = weights.double()
-        for start in range(0, self.rows.shape[0], rows_per_chunk):
-            rows = self.rows[start : start + rows_per_chunk].double()
-            labels = self.labels[start : start + rows_per_chunk]
-            total += type(self)(rows, labels, divisor=self.divisor, outputs=self.outputs).mean_gradient(exact)
-        return total
+        for rows, labels in self._blocks:
+            doubled = rows.double()
+            products = doubled @ exact
+            self.residuals_(products, labels)
+            total += doubled.t() @ products
+        return total.div_(self.divisor)
 
     def kept(self, mask: torch.Tensor, *, divisor: int) -> GeneralisedLinearModel:
         """The objective of the records where ``mask`` is true, copied, over another divisor."""
@@ -72,8 +87,8 @@ class GeneralisedLinearModel(ABC):
         return correct.double().mean(dim=0).cpu().numpy()
 
     @abstractmethod
-    def residuals_(self, products: torch.Tensor) -> None:
-        """Turn rows @ weights (n, R x C) in place into the derivative of each record's loss by its products."""
+    def residuals_(self, products: torch.Tensor, labels: torch.Tensor) -> None:
+        """Turn rows @ weights (rows, R x C) in place into the derivative of each record's loss by its products."""
 
     @abstractmethod
     def correct(self, products: torch.Tensor) -> torch.Tensor:
@@ -81,9 +96,7 @@ class GeneralisedLinearModel(ABC):
 
     @classmethod
     @abstractmethod
-    def from_arrays(
-        cls, rows: Array, labels: Array, *, classes: int, device: torch.device
-    ) -> GeneralisedLinearModel:
+    def from_arrays(cls, rows: Array, labels: Array, *, classes: int, device: torch.device) -> GeneralisedLinearModel:
         """The objective of all records, divided by their number. Takes ``rows`` over: it may be changed in place."""
 
 
@@ -93,11 +106,9 @@ class Logistic(GeneralisedLinearModel):
     @classmethod
     def from_arrays(cls, rows: Array, labels: Array, *, classes: int, device: torch.device) -> Logistic:
         rows *= -labels[:, None].astype(rows.dtype)
-        return cls(
-            torch.from_numpy(rows).to(device), torch.from_numpy(labels).to(device), divisor=len(rows), outputs=1
-        )
+        return cls(torch.from_numpy(rows).to(device), torch.from_numpy(labels).to(device), divisor=len(rows), outputs=1)
 
-    def residuals_(self, products: torch.Tensor) -> None:
+    def residuals_(self, products: torch.Tensor, labels: torch.Tensor) -> None:
         products.sigmoid_()
 
     def correct(self, products: torch.Tensor) -> torch.Tensor:
@@ -113,12 +124,12 @@ class Softmax(GeneralisedLinearModel):
             torch.from_numpy(rows).to(device), torch.from_numpy(labels).to(device), divisor=len(rows), outputs=classes
         )
 
-    def residuals_(self, products: torch.Tensor) -> None:
+    def residuals_(self, products: torch.Tensor, labels: torch.Tensor) -> None:
         scores = products.view(len(products), -1, self.outputs)
         scores -= scores.amax(dim=2, keepdim=True)
         scores.exp_()
         scores /= scores.sum(dim=2, keepdim=True)
-        index = self.labels.view(-1, 1, 1).expand(-1, scores.shape[1], 1)
+        index = labels.view(-1, 1, 1).expand(-1, scores.shape[1], 1)
         scores.scatter_add_(2, index, scores.new_full((), -1.0).expand(index.shape))
 
     def correct(self, products: torch.Tensor) -> torch.Tensor:

@@ -28,8 +28,6 @@ from rdp_calc.documents import digest, field, pretty
 from rdp_calc.errors import DataError, GuardFailed, InvalidInput, NotApplicable
 from rdp_calc.methods.langevin import Langevin
 from rdp_calc.plan import Plan, init_std, plan_from_json
-from rdp_calc.problem import gradient_gap
-from rdp_calc.reals import ball, midpoint
 from rdp_calc.verify import verify_document
 from unlearn_runtime.algorithms.langevin import RoundingGuard, initial_weights, noisy_gradient_descent
 from unlearn_runtime.bindings import (
@@ -40,54 +38,22 @@ from unlearn_runtime.bindings import (
     load_for_plan,
 )
 from unlearn_runtime.data import Dataset, parse_ids
+from unlearn_runtime.execution import Execution, gradient_gap_of, records_for, regulariser
 from unlearn_runtime.folders import check_free, new_folder
 from unlearn_runtime.glm import GeneralisedLinearModel
 from unlearn_runtime.learned import LEARNING_SCHEMA, Learned
 from unlearn_runtime.noise import OS_ENTROPY, GaussianSource
-from unlearn_runtime.records import Records, check_data, prepare_records
+from unlearn_runtime.records import Records, check_data
 
 AUDIT_SCHEMA = "rdp-calc/audit-record/1"
 RUN_SCHEMA = "rdp-calc/run/1"
 
 PHASES = ("all", "learn", "unlearn")
-DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
 Array = npt.NDArray[Any]
 
 #: Opens a named phase of so many steps and gives the callable to report steps to.
 Progress = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Execution:
-    """How to run, none of which may change the guarantee except ``seed``, which voids it.
-
-    ``dtype`` None means float32 where its rounding is small enough for the plan, float64 otherwise. ``chains``
-    independent chains are run as one batch; chain 0 is the one released. ``retrain`` also runs the reference from the
-    start on the retained records.
-    """
-
-    chains: int = 1
-    device: str = "auto"
-    dtype: str | None = None
-    seed: int | None = None
-    retrain: bool = False
-
-    def __post_init__(self) -> None:
-        if not self.chains >= 1:
-            raise InvalidInput(f"trials must be an integer >= 1, got {self.chains!r}.")
-        if self.dtype is not None and self.dtype not in DTYPES:
-            raise InvalidInput(f"dtype must be float32 or float64, got {self.dtype!r}.")
-        if self.seed is not None and not 0 <= self.seed < 2**63:
-            raise InvalidInput(f"seed must be an integer in 0..2^63-1, got {self.seed!r}.")
-
-    def torch_device(self) -> torch.device:
-        """The device; raises GuardFailed where it is not there."""
-        if self.device not in ("auto", "cpu", "cuda"):
-            raise InvalidInput(f"device must be cpu, cuda or auto, got {self.device!r}.")
-        if self.device == "cuda" and not torch.cuda.is_available():
-            raise GuardFailed("device cuda is not available here; use --device cpu.")
-        return torch.device("cpu" if self.device == "cpu" or not torch.cuda.is_available() else "cuda")
 
 
 def run_plan(
@@ -116,8 +82,8 @@ def run_plan(
     ids = None if forget is None else _forget_ids(plan, forget, len(dataset.y_train))
     learned = None if start is None else Learned.read(start, document, dataset)
     source = GaussianSource(device, seed=execution.seed)
-    guard = RoundingGuard(gap=_gap(plan.method))
-    records = _prepare(plan, dataset, ids, execution, device, guard)
+    guard = RoundingGuard(gap=gradient_gap_of(plan))
+    records = records_for(plan, dataset, ids, execution=execution, device=device, guard=guard)
     job = _Job(document, plan, records, execution, source, guard, progress or _silent)
     with torch.no_grad():
         if phase == "learn":
@@ -159,36 +125,10 @@ def _forget_ids(plan: Plan, forget: str, size: int) -> Array:
     ids = parse_ids(forget, dataset_size=size)
     allowed = getattr(plan.method, "group_size", 1)
     if len(ids) > allowed:
-        raise DataError(f"{len(ids)} ids to forget, the plan covers at most {allowed}; plan with a larger --group-size.")
+        raise DataError(
+            f"{len(ids)} ids to forget, the plan covers at most {allowed}; plan with a larger --group-size."
+        )
     return ids
-
-
-def _gap(method: Any) -> float:
-    gap = gradient_gap(
-        lipschitz=method.constants.lipschitz,
-        group_size=method.group_size,
-        dataset_size=method.dataset_size,
-        adjacency=method.adjacency,
-    )
-    return midpoint(ball(gap))
-
-
-def _prepare(
-    plan: Plan, dataset: Dataset, ids: Array | None, execution: Execution, device: torch.device, guard: RoundingGuard
-) -> Records:
-    if execution.dtype is not None:
-        return prepare_records(plan, dataset, ids, device=device, dtype=DTYPES[execution.dtype])
-    records = prepare_records(plan, dataset, ids, device=device, dtype=torch.float32)
-    trial = RoundingGuard(gap=guard.gap)
-    for scale in (0.0, 3.0):
-        # A fixed direction: the choice of the arithmetic must not depend on the noise of the run.
-        weights = torch.linspace(-1, 1, records.full.features * records.full.outputs, dtype=torch.float64, device=device)
-        weights = scale * weights.view(records.full.features, records.full.outputs)
-        trial.measure(records.full, weights)
-    # Half the limit, so that the guard does not stop a run that started in float32.
-    if trial.largest <= guard.limit / 2:
-        return records
-    return prepare_records(plan, dataset, ids, device=device, dtype=torch.float64)
 
 
 def _silent(name: str, steps: int) -> AbstractContextManager[Callable[[int], None]]:
@@ -213,9 +153,7 @@ class _Job:
 
     def learn(self, model: GeneralisedLinearModel, name: str = "learn") -> torch.Tensor:
         assert self.plan.executed_learn_steps is not None
-        weights = initial_weights(
-            model, self.execution.chains, std=init_std(self.plan.init or ""), source=self.source
-        )
+        weights = initial_weights(model, self.execution.chains, std=init_std(self.plan.init or ""), source=self.source)
         self._descend(model, weights, self.plan.executed_learn_steps, name)
         return weights
 
@@ -227,7 +165,6 @@ class _Job:
     def _descend(self, model: GeneralisedLinearModel, weights: torch.Tensor, steps: int, name: str) -> None:
         method = self.plan.method
         assert isinstance(method, Langevin)
-        assert method.constants.l2 is not None
         begun = time.perf_counter()
         with self.progress(name, steps) as on_step:
             noisy_gradient_descent(
@@ -235,7 +172,7 @@ class _Job:
                 weights,
                 steps=steps,
                 step_size=method.step_size,
-                l2=method.constants.l2,
+                l2=regulariser(self.plan),
                 noise_std=self.plan.noise_std,
                 source=self.source,
                 guard=self.guard,

@@ -18,7 +18,11 @@ app = typer.Typer(rich_markup_mode="rich", add_completion=False)
 DOCTOR_SCHEMA = "rdp-calc/doctor/1"
 
 _BASE = ("numpy", "scipy", "mpmath", "python-flint", "typer", "rich")
-_EXTRAS = {"runtime": ("torch", "opacus", "safetensors", "scikit-learn"), "plots": ("matplotlib",), "parquet": ("pyarrow",)}
+_EXTRAS = {
+    "runtime": ("torch", "opacus", "safetensors", "scikit-learn"),
+    "plots": ("matplotlib",),
+    "parquet": ("pyarrow",),
+}
 
 # Torch is looked at from outside: importing it takes seconds and this command must not.
 _TORCH_PROBE = """

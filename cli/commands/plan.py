@@ -77,9 +77,9 @@ def _data_spec(values: dict[str, Any]) -> DataSpec:
         if values["dataset_size"] not in (None, size):
             raise InvalidInput(f"--dataset-size is {values['dataset_size']}, but {values['data']} has {size} records.")
         values["dataset_size"] = size
-        if values["preprocess"] == "center-unit-norm" and values["data_center"] is None:
-            if dataset.x_train.dtype.name != "uint8":
-                raise InvalidInput("center-unit-norm on data other than bytes needs --data-center, a fixed constant.")
+        needs_center = values["preprocess"] == "center-unit-norm" and values["data_center"] is None
+        if needs_center and dataset.x_train.dtype.name != "uint8":
+            raise InvalidInput("center-unit-norm on data other than bytes needs --data-center, a fixed constant.")
     if values.get("loss") == "logistic" and classes is not None and len(classes) != 2:
         raise InvalidInput(f"loss logistic takes two classes, got {len(classes)}; choose two with --classes.")
     if values.get("loss") == "softmax" and classes is None:

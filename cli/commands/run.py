@@ -29,7 +29,9 @@ def run(
     phase: str = typer.Option("all", "--phase", metavar="learn|unlearn|all", help="What to carry out."),
     start: Path | None = typer.Option(None, "--start", help="Folder of a learn run of the same plan (unlearn)."),
     forget: str | None = typer.Option(None, "--forget", metavar="IDS", help="3,17,40-59 or @ids.txt."),
-    trials: str = typer.Option("1", "--trials", metavar="R", help="Independent chains, for measuring; one is released."),
+    trials: str = typer.Option(
+        "1", "--trials", metavar="R", help="Independent chains, for measuring; one is released."
+    ),
     device: str = typer.Option("auto", "--device", metavar="cpu|cuda|auto", help="Where to compute."),
     dtype: str | None = typer.Option(
         None, "--dtype", metavar="float32|float64", help="Matrix products; default float32 where exact enough."
@@ -47,8 +49,9 @@ def run(
     document = read_document(plan)
     runtime = load_runtime()
     from cli.progress import progress_bar
+    from unlearn_runtime.execution import Execution
 
-    execution = runtime.Execution(
+    execution = Execution(
         chains=read_integer("--trials", trials),
         device=device,
         dtype=dtype,
@@ -78,5 +81,7 @@ def load_runtime() -> ModuleType:
     try:
         import unlearn_runtime.run as runtime
     except ModuleNotFoundError as error:
-        raise GuardFailed(f"{error.name} is not installed; install the runtime: pip install 'rdp-calc[runtime]'.") from None
+        raise GuardFailed(
+            f"{error.name} is not installed; install the runtime: pip install 'rdp-calc[runtime]'."
+        ) from None
     return runtime

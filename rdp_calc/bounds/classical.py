@@ -9,7 +9,6 @@ import math
 
 from flint import arb
 
-from rdp_calc.errors import NotApplicable
 from rdp_calc.evidence import Bound, Evidence
 from rdp_calc.methods import Method
 from rdp_calc.problem import Target
@@ -23,28 +22,20 @@ class ClassicalGaussian(Bound):
     id = "gaussian-mechanism/classical/v1"
     summary = "Textbook formula sqrt(2 ln(1.25/delta)), epsilon <= 1 only; for comparison."
     reference = "Dwork-Roth 2014, Theorem A.1"
-
-    def check_target(self, target: Target) -> None:
-        if target.epsilon > 1:
-            raise NotApplicable(
-                f"bound classical is not valid for epsilon > 1, got {target.epsilon!r}; use --bound gaussian."
-            )
+    largest_epsilon = 1.0
 
     def propose_noise(self, method: Method, target: Target) -> float:
         return self._sensitivity(method) * math.sqrt(2 * math.log(1.25 / target.delta)) / target.epsilon
 
     def propose_epsilon(self, method: Method, noise: float, delta: float) -> float:
         epsilon = self._sensitivity(method) * math.sqrt(2 * math.log(1.25 / delta)) / noise
-        if epsilon > 1:
-            raise NotApplicable(
-                f"bound classical is not valid for epsilon > 1, and here it gives {epsilon!r}; use --bound gaussian."
-            )
+        self.check_epsilon(epsilon)
         return epsilon
 
     def evidence(self, method: Method, noise: float, epsilon: float) -> Evidence:
         process = method.process(noise)
         ratio = ball(epsilon) * ball(process.phases[0].noise_std) / ball(process.initial_distance)
-        if epsilon > 1:
+        if epsilon > self.largest_epsilon:
             return Evidence(delta=arb(1))
         return Evidence(delta=arb("1.25") * (-(ratio**2) / 2).exp())
 

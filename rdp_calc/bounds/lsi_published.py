@@ -20,10 +20,10 @@ from flint import arb
 from rdp_calc.errors import NotApplicable
 from rdp_calc.evidence import Bound, Evidence
 from rdp_calc.methods import Method
-from rdp_calc.methods.langevin import Langevin
+from rdp_calc.methods.langevin import Langevin, product_at_most_one
 from rdp_calc.problem import Target
 from rdp_calc.profiles import renyi
-from rdp_calc.reals import at_most, ball, midpoint
+from rdp_calc.reals import ball, midpoint
 from rdp_calc.search import minimise
 
 
@@ -39,7 +39,7 @@ class LsiPublished(Bound):
         super().check(method)
         if not isinstance(method, Langevin):
             raise NotApplicable(f"bound lsi-published covers langevin only, not {method.NAME}.")
-        if not at_most(lambda: ball(method.step_size) * ball(method.constants.smoothness), 1):
+        if not product_at_most_one(method.step_size, method.constants.smoothness):
             raise NotApplicable(
                 f"bound lsi-published needs step_size <= 1/smoothness = {1 / method.constants.smoothness!r} (rounded),"
                 f" got {method.step_size!r}; use --step-size 1/L or --bound shifted."

@@ -139,13 +139,13 @@ def _push(stack: list[_Block], block: _Block) -> None:
             stack.append(top)
             break
         elif block.count == 1:
-            absorbed = _first_failing(lambda k, top=top, block=block: top.steeper_than(top.pooled(k).then(block)), top.count)
+            absorbed = _pooled_before(top, block)
             block = top.pooled(absorbed).then(block)
             _put_back(stack, top, absorbed)
         else:
             last = top.pooled(1)
             _put_back(stack, top, 1)
-            taken = _first_failing(lambda k, last=last, block=block: last.then(block.pooled(k)).steeper_than(block), block.count)
+            taken = _pooled_after(last, block)
             _push(stack, last.then(block.pooled(taken)))
             if taken == block.count:
                 return
@@ -156,6 +156,16 @@ def _push(stack: list[_Block], block: _Block) -> None:
 def _put_back(stack: list[_Block], run: _Block, used: int) -> None:
     if run.count > used:
         stack.append(replace(run, count=run.count - used))
+
+
+def _pooled_before(run: _Block, block: _Block) -> int:
+    """How many of the last blocks of ``run``, at least one, pool with the single ``block`` after them."""
+    return _first_failing(lambda k: run.steeper_than(run.pooled(k).then(block)), run.count)
+
+
+def _pooled_after(block: _Block, run: _Block) -> int:
+    """How many of the first blocks of ``run``, at least one, pool with the single ``block`` before them."""
+    return _first_failing(lambda k: block.then(run.pooled(k)).steeper_than(run), run.count)
 
 
 def _first_failing(holds: Callable[[int], bool], limit: int) -> int:

@@ -209,11 +209,16 @@ def read_step_size(value: str | float | None, constants: losses.Constants) -> fl
     if isinstance(value, str):
         if value.strip() == "1/L":
             step = math.nextafter(1 / constants.smoothness, math.inf)
-            while not at_most(lambda: ball(step) * ball(constants.smoothness), 1):
+            while not product_at_most_one(step, constants.smoothness):
                 step = math.nextafter(step, 0.0)
             return step
         return read_float("--step-size", value)
     return value
+
+
+def product_at_most_one(first: float, second: float) -> bool:
+    """Whether the exact product of two doubles is at most 1."""
+    return at_most(lambda: ball(first) * ball(second), 1)
 
 
 METHOD = Langevin

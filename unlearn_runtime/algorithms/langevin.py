@@ -7,6 +7,7 @@ is measured against float64 during the run and must stay below a set fraction of
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -37,10 +38,10 @@ class RoundingGuard:
         """The largest L2 error over the chains of one mean gradient at float64 ``weights``."""
         if model.rows.dtype == torch.float64:
             return 0.0
-        rounded = model.mean_gradient(weights.to(model.rows.dtype)).double()
+        rounded = model.mean_gradient(weights.to(model.rows.dtype))
         error = (rounded - model.exact_mean_gradient(weights)).view(model.features, -1, model.outputs)
         value = float(error.square().sum(dim=(0, 2)).max().sqrt())
-        self.largest = max(self.largest, value) if value == value else float("inf")
+        self.largest = max(self.largest, math.inf if math.isnan(value) else value)
         return self.largest
 
     def check(self, model: GeneralisedLinearModel, weights: torch.Tensor) -> None:
@@ -53,9 +54,7 @@ class RoundingGuard:
             )
 
 
-def initial_weights(
-    model: GeneralisedLinearModel, chains: int, *, std: float, source: GaussianSource
-) -> torch.Tensor:
+def initial_weights(model: GeneralisedLinearModel, chains: int, *, std: float, source: GaussianSource) -> torch.Tensor:
     """Float64 starting weights (d, R x C): zeros, or independent N(0, std^2)."""
     weights = torch.zeros(model.features, chains * model.outputs, dtype=torch.float64, device=model.rows.device)
     if std > 0:
