@@ -1,0 +1,146 @@
+"""Estimators in the manner of scikit-learn: fit, predict, score, get_params, and unlearn(indices)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from sklearn.base import BaseEstimator, ClassifierMixin
+from sklearn.utils.validation import check_is_fitted, validate_data
+
+from rdp_calc import calibrate
+from rdp_calc.errors import GuardFailed
+from rdp_calc.methods.langevin import Langevin
+from rdp_calc.plan import DEFAULT_EXECUTED_LEARN_STEPS, DataSpec, plan_from_result
+from rdp_calc.problem import Target
+from unlearn_runtime.algorithms.langevin import RoundingGuard, initial_weights, noisy_gradient_descent
+from unlearn_runtime.data import Dataset, parse_ids, preprocess
+from unlearn_runtime.execution import Execution, gradient_gap_of, records_for
+from unlearn_runtime.noise import GaussianSource
+
+Array = npt.NDArray[Any]
+
+
+class LangevinClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
+    """Logistic (two classes) or softmax regression, learned by noisy gradient descent so that up to ``group_size``
+    records can be unlearned later, once, with ``unlearn_steps`` further steps at (epsilon, delta).
+
+    ``delta`` None means one over the number of records. Rows longer than ``feature_norm`` are scaled down to it. l2 is
+    a fixed number (loss / parameter^2). ``seed`` makes the noise reproducible and voids the guarantee. After ``fit``:
+    ``plan_`` (the proved plan), ``coef_`` ((1, d) or (classes, d)), ``classes_``. Raises the errors of rdp_calc.
+    """
+
+    def __init__(
+        self,
+        *,
+        adjacency: str,
+        epsilon: float,
+        delta: float | None = None,
+        l2: float = 0.01,
+        unlearn_steps: int = 100,
+        group_size: int = 1,
+        learn_steps: int = DEFAULT_EXECUTED_LEARN_STEPS,
+        feature_norm: float = 1.0,
+        step_size: float | str | None = None,
+        seed: int | None = None,
+    ) -> None:
+        self.adjacency = adjacency
+        self.epsilon = epsilon
+        self.delta = delta
+        self.l2 = l2
+        self.unlearn_steps = unlearn_steps
+        self.group_size = group_size
+        self.learn_steps = learn_steps
+        self.feature_norm = feature_norm
+        self.step_size = step_size
+        self.seed = seed
+
+    def fit(self, X: Array, y: Array) -> LangevinClassifier:
+        """Learn on rows ``X`` (n, d) with labels ``y`` (n,)."""
+        X, y = validate_data(self, X, y, dtype=np.float64)
+        self.classes_, labels = np.unique(y, return_inverse=True)
+        if len(self.classes_) < 2:
+            raise ValueError(f"two classes or more are needed, got {len(self.classes_)}.")
+        names = tuple(str(i) for i in range(len(self.classes_)))
+        method = Langevin.from_options(
+            dataset_size=len(y),
+            group_size=self.group_size,
+            adjacency=self.adjacency,
+            loss="logistic" if len(names) == 2 else "softmax",
+            l2=self.l2,
+            feature_norm=self.feature_norm,
+            step_size=self.step_size,
+            unlearn_steps=self.unlearn_steps,
+        )
+        target = Target(epsilon=self.epsilon, delta=1 / len(y) if self.delta is None else self.delta)
+        self.plan_ = plan_from_result(
+            method,
+            calibrate.noise(method, target),
+            target,
+            data=DataSpec(features=X.shape[1], classes=names, feature_norm=self.feature_norm),
+            executed_learn_steps=self.learn_steps,
+        )
+        self._dataset = Dataset(x_train=X, y_train=labels, x_test=None, y_test=None, source="X")
+        self._forgotten = False
+        self._source = GaussianSource(torch.device("cpu"), seed=self.seed)
+        self._weights: torch.Tensor | None = None
+        self._descend(None, self.learn_steps)
+        return self
+
+    def unlearn(self, indices: npt.ArrayLike) -> LangevinClassifier:
+        """Forget the rows of the ``X`` given to ``fit`` with these numbers. Once: later requests need a ledger of the
+        whole history, which one estimator does not keep, so a second call raises GuardFailed.
+        """
+        check_is_fitted(self)
+        if self._forgotten:
+            raise GuardFailed("this model was unlearned already and its plan covers one request; fit again.")
+        wanted = np.atleast_1d(np.asarray(indices)).tolist()
+        ids = parse_ids(",".join(str(i) for i in wanted), dataset_size=len(self._dataset.y_train))
+        if len(ids) > self.group_size:
+            raise GuardFailed(f"{len(ids)} rows to forget, the plan covers {self.group_size}; fit with more.")
+        self._descend(ids, self.unlearn_steps)
+        self._forgotten = True
+        return self
+
+    def decision_function(self, X: Array) -> Array:
+        """Scores (n,) for two classes, (n, classes) otherwise."""
+        check_is_fitted(self)
+        X = validate_data(self, X, reset=False, dtype=np.float64)
+        rows = preprocess(
+            X, mode="unit-norm", feature_norm=self.feature_norm, center=None, intercept=False, dtype=np.float64
+        )
+        scores: Array = rows @ self.coef_.T
+        return scores[:, 0] if len(self.classes_) == 2 else scores
+
+    def predict(self, X: Array) -> Array:
+        """Class labels (n,)."""
+        scores = self.decision_function(X)
+        index = (scores > 0).astype(int) if scores.ndim == 1 else scores.argmax(axis=1)
+        labels: Array = self.classes_[index]
+        return labels
+
+    def _descend(self, ids: Array | None, steps: int) -> None:
+        guard = RoundingGuard(gap=gradient_gap_of(self.plan_))
+        records = records_for(
+            self.plan_, self._dataset, ids, execution=Execution(), device=torch.device("cpu"), guard=guard
+        )
+        method = self.plan_.method
+        assert isinstance(method, Langevin)
+        weights = self._weights
+        with torch.no_grad():
+            if weights is None:
+                weights = initial_weights(records.full, 1, std=0.0, source=self._source)
+            noisy_gradient_descent(
+                records.retained,
+                weights,
+                steps=steps,
+                step_size=method.step_size,
+                l2=self.l2,
+                noise_std=self.plan_.noise_std,
+                source=self._source,
+                guard=guard,
+            )
+        self._weights = weights
+        self.coef_ = weights.t().numpy().copy()
