@@ -68,6 +68,8 @@ def main(arguments: list[str] | None = None) -> int:
         return _fail("interrupted; nothing was written.", 130)
     except BrokenPipeError:
         return 1
+    except OSError as error:
+        return _fail(f"{error.strerror or error}: {error.filename or 'no file named'}.", 1)
     except Exception as error:
         # The usage errors of the parser carry their own text and exit code.
         if not hasattr(error, "format_message"):

@@ -10,16 +10,16 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 
-from flint import ctx
+from flint import arb
 
 from rdp_calc import registry
 from rdp_calc.errors import InvalidInput, NotApplicable, RdpCalcError, TargetUnreachable
-from rdp_calc.evidence import Bound
+from rdp_calc.evidence import Bound, Evidence
 from rdp_calc.methods import Method
 from rdp_calc.methods.langevin import MAX_STEPS
 from rdp_calc.problem import Target
 from rdp_calc.profiles.gaussian import check_delta, check_epsilon
-from rdp_calc.reals import at_most, enclose, round_up
+from rdp_calc.reals import at_most, enclose, precision, round_up
 from rdp_calc.result import Alternative, Result
 from rdp_calc.search import Found, smallest_passing, smallest_passing_integer
 
@@ -69,9 +69,10 @@ def _check_noise(method: Method, value: float) -> None:
 def _noise(method: Method, bound: Bound, target: Target) -> Result:
     bound.check_epsilon(target.epsilon)
     found = Found(0.0, None)
-    if not _meets(method, bound, 0.0, target.epsilon, target.delta):
-        with ctx.workprec(_PROPOSAL_BITS):
-            proposal = bound.propose_noise(method, target)
+    with precision(_PROPOSAL_BITS):
+        proposal = bound.propose_noise(method, target)
+    # No noise at all suffices only where the two runs end at the same point, and then the proposal is 0 too.
+    if proposal > 0 or not _meets(method, bound, 0.0, target.epsilon, target.delta):
         search = smallest_passing(lambda value: _meets(method, bound, value, target.epsilon, target.delta), proposal)
         if search is None:
             raise TargetUnreachable(
@@ -94,7 +95,7 @@ def _noise(method: Method, bound: Bound, target: Target) -> Result:
 def _epsilon(method: Method, bound: Bound, noise: float, delta: float) -> Result:
     found = Found(0.0, None)
     if not _meets(method, bound, noise, 0.0, delta):
-        with ctx.workprec(_PROPOSAL_BITS):
+        with precision(_PROPOSAL_BITS):
             proposal = bound.propose_epsilon(method, noise, delta)
         search = smallest_passing(lambda value: _meets(method, bound, noise, value, delta), proposal)
         if search is None:
@@ -116,7 +117,7 @@ def _epsilon(method: Method, bound: Bound, noise: float, delta: float) -> Result
 
 
 def _delta(method: Method, bound: Bound, noise: float, epsilon: float) -> Result:
-    value = _delta_upper(method, bound, noise, epsilon)
+    _, value = _proved(method, bound, noise, epsilon)
     return _result(
         "epsilon",
         method,
@@ -156,8 +157,16 @@ def _meets(method: Method, bound: Bound, noise: float, epsilon: float, delta: fl
     return at_most(lambda: bound.evidence(method, noise, epsilon).delta, delta)
 
 
-def _delta_upper(method: Method, bound: Bound, noise: float, epsilon: float) -> float:
-    return min(round_up(enclose(lambda: bound.evidence(method, noise, epsilon).delta)), 1.0)
+def _proved(method: Method, bound: Bound, noise: float, epsilon: float) -> tuple[Evidence, float]:
+    """The evidence at a precision that resolves its delta, and that delta rounded up."""
+    tried: list[Evidence] = []
+
+    def delta() -> arb:
+        tried.append(bound.evidence(method, noise, epsilon))
+        return tried[-1].delta
+
+    delta_upper = min(round_up(enclose(delta)), 1.0)
+    return tried[-1], delta_upper
 
 
 def _result(
@@ -172,10 +181,9 @@ def _result(
     answer: float | int,
     delta: float | None = None,
 ) -> Result:
-    with ctx.workprec(_PROPOSAL_BITS):
-        evidence = bound.evidence(method, noise, epsilon)
+    evidence, delta_upper = _proved(method, bound, noise, epsilon)
+    with precision(_PROPOSAL_BITS):
         noise_std = round_up(method.noise_std(noise))
-    delta_upper = _delta_upper(method, bound, noise, epsilon)
     return Result(
         command=command,
         method=method.NAME,

@@ -34,6 +34,8 @@ class Bound(ABC):
     reference: ClassVar[str]
     verification_level: ClassVar[str] = "interval"
     largest_epsilon: ClassVar[float] = math.inf
+    #: Whether learning must start at a point, because the theorem also needs the spread of the initial law.
+    starts_at_point: ClassVar[bool] = False
 
     def check(self, method: Method) -> None:
         """Raise NotApplicable where the theorem does not cover ``method``, saying what to change."""

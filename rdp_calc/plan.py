@@ -111,7 +111,8 @@ class Plan:
             raise InvalidInput(
                 f"executed_learn_steps must be an integer in 0..{accounted} (the accounted number), got {executed!r}."
             )
-        init_std(self.init or "")
+        if init_std(self.init or "") > 0 and self.bound.starts_at_point:
+            raise InvalidInput(f"bound {self.bound.name} needs init zeros, got {self.init!r}; or use --bound shifted.")
 
     @property
     def certificate_level(self) -> Level:

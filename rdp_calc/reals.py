@@ -7,7 +7,9 @@ exact value of its 64 bits. Nothing here knows about privacy.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 from flint import arb, ctx
 
@@ -16,7 +18,16 @@ Real = float | int | arb
 #: Precisions tried, in bits, until a question is decided.
 _PRECISIONS = (128, 256, 512, 1024, 2048, 4096, 8192)
 
+_LOCK = threading.RLock()
+
 SMALLEST_NORMAL = 2.2250738585072014e-308
+
+
+@contextmanager
+def precision(bits: int) -> Iterator[None]:
+    """Work at ``bits`` bits. flint's precision belongs to the process, so other threads wait for their turn."""
+    with _LOCK, ctx.workprec(bits):
+        yield
 
 
 def ball(value: Real) -> arb:
@@ -30,7 +41,7 @@ def at_most(value: Callable[[], arb], limit: Real) -> bool:
     Returns False when it is refuted and also when 8192 bits leave it open, so True is always a proof.
     """
     for bits in _PRECISIONS:
-        with ctx.workprec(bits):
+        with precision(bits):
             enclosure = value()
             if enclosure <= ball(limit):
                 return True
@@ -43,7 +54,7 @@ def enclose(value: Callable[[], arb], accuracy_bits: int = 60) -> arb:
     """A ball around ``value()`` with about ``accuracy_bits`` correct bits (fewer only past 8192 bits of precision)."""
     enclosure = arb(0)
     for bits in _PRECISIONS:
-        with ctx.workprec(bits):
+        with precision(bits):
             enclosure = value()
             if enclosure.is_zero() or (enclosure.is_finite() and enclosure.rel_accuracy_bits() >= accuracy_bits):
                 break
@@ -54,7 +65,7 @@ def round_up(value: arb) -> float:
     """The smallest double known to be at least ``value``; infinity when there is none."""
     if value.is_nan():
         return math.inf
-    with ctx.workprec(256):
+    with precision(256):
         candidate = float(value.upper())
         while candidate < math.inf and not ball(candidate) >= value:
             candidate = math.nextafter(candidate, math.inf)

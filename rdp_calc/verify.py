@@ -98,13 +98,8 @@ def _verify_plan(document: dict[str, Any]) -> Report:
     checks.append(Check("plan fields", True, "every field is present and in its domain"))
     checks += [_attempt(name, check, plan) for name, check in _PLAN_CHECKS]
     delta_upper = _proved_delta(plan)
-    checks.append(
-        Check(
-            "delta",
-            delta_upper <= plan.target.delta,
-            f"proved delta <= {delta_upper!r} at epsilon {plan.target.epsilon!r}; claimed {plan.target.delta!r}",
-        )
-    )
+    detail = f"proved delta <= {delta_upper!r} at epsilon {plan.target.epsilon!r}; claimed {plan.target.delta!r}"
+    checks.append(Check("delta", delta_upper <= plan.target.delta, detail))
     checks.append(_derived_fields(document, plan))
     return Report(
         kind="plan",
@@ -264,7 +259,10 @@ _PLAN_CHECKS: tuple[tuple[str, Callable[[Plan], str | None]], ...] = (
 
 
 def _proved_delta(plan: Plan) -> float:
-    value = enclose(lambda: plan.bound.evidence(plan.method, plan.noise, plan.target.epsilon).delta)
+    try:
+        value = enclose(lambda: plan.bound.evidence(plan.method, plan.noise, plan.target.epsilon).delta)
+    except RdpCalcError:
+        return 1.0
     return min(round_up(value), 1.0)
 
 

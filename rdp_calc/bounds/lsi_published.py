@@ -34,6 +34,7 @@ class LsiPublished(Bound):
     id = "lsi-renyi/published/v1"
     summary = "Renyi divergence decaying by a log-Sobolev inequality, as published; for comparison."
     reference = "Chien-Wang-Chen-Li 2024, arXiv:2401.10371, Theorems 3.2 and 3.3"
+    starts_at_point = True
 
     def check(self, method: Method) -> None:
         super().check(method)
@@ -51,28 +52,27 @@ class LsiPublished(Bound):
         return ()
 
     def propose_noise(self, method: Method, target: Target) -> float:
-        curve = _float_curve(method)
+        log_curve = _log_curve(method)
         log_inverse = -math.log(target.delta)
 
         def log_variance(x: float) -> float:
             # alpha - 1 = (ln(1/delta) / epsilon)(1 + e^x): below x = -inf no noise suffices at that order.
             alpha = 1 + log_inverse / target.epsilon * (1 + math.exp(x))
             room = target.epsilon * math.exp(x) / (1 + math.exp(x))
-            value = curve(alpha)
-            return (math.log(value) if value > 0 else -math.inf) - math.log(room)
+            return log_curve(alpha) - math.log(room)
 
-        return 0.0 if curve(2.0) == 0 else math.exp(log_variance(minimise(log_variance, -50.0, 60.0)) / 2)
+        return math.exp(log_variance(minimise(log_variance, -50.0, 60.0)) / 2)
 
     def propose_epsilon(self, method: Method, noise: float, delta: float) -> float:
-        unit = _float_curve(method)
-        alpha = renyi.best_order_for_epsilon(lambda a: unit(a) / noise**2, delta)
-        return unit(alpha) / noise**2 - math.log(delta) / (alpha - 1)
+        curve = _curve(method, noise)
+        alpha = renyi.best_order_for_epsilon(curve, delta)
+        return curve(alpha) - math.log(delta) / (alpha - 1)
 
     def evidence(self, method: Method, noise: float, epsilon: float) -> Evidence:
-        unit = _float_curve(method)
         if noise == 0:
-            return Evidence(delta=arb(0 if unit(2.0) == 0 else 1))
-        alpha = renyi.best_order_for_delta(lambda a: unit(a) / noise / noise, epsilon)
+            same = ball(method.process(0.0).phases[0].shift).is_zero() or method.process(0.0).phases[0].steps == 0
+            return Evidence(delta=arb(0 if same else 1))
+        alpha = renyi.best_order_for_delta(_curve(method, noise), epsilon)
         return Evidence(delta=renyi.delta_at_order(_exact_curve(method, noise, alpha), alpha, epsilon), alpha=alpha)
 
 
@@ -85,14 +85,21 @@ def _exact_curve(method: Method, noise: float, alpha: float) -> arb:
     return (-rate * int(unlearn.steps) / ball(alpha)).exp() * start
 
 
-def _float_curve(method: Method) -> Callable[[float], float]:
-    """e_K at noise 1 as a float function of alpha."""
+def _log_curve(method: Method) -> Callable[[float], float]:
+    """ln e_K at noise 1 as a float function of alpha; minus infinity where the runs never part."""
     learn, unlearn = method.process(1.0).phases
     rate = midpoint(1 - ball(learn.contraction))
     scale = midpoint(ball(learn.shift) ** 2 / (1 - ball(learn.contraction)) / ball(learn.noise_std) ** 2)
-    scale *= 2 * -math.expm1(-rate * learn.steps)
+    scale *= 2 * -math.expm1(-rate * learn.steps) if learn.steps else 0.0
+    log_scale = math.log(scale) if scale > 0 else -math.inf
     decay = rate * unlearn.steps
-    return lambda alpha: alpha * scale * math.exp(-decay / alpha)
+    return lambda alpha: log_scale + math.log(alpha) - decay / alpha
+
+
+def _curve(method: Method, noise: float) -> Callable[[float], float]:
+    """e_K at ``noise`` as a float function of alpha, infinite beyond the range of a double."""
+    log_curve, offset = _log_curve(method), 2 * math.log(noise)
+    return lambda alpha: math.exp(min(log_curve(alpha) - offset, 709.0))
 
 
 BOUND = LsiPublished()
