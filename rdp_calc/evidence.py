@@ -65,8 +65,11 @@ class Bound(ABC):
         """A float near the smallest epsilon at ``delta``."""
 
     @abstractmethod
-    def evidence(self, method: Method, noise: float, epsilon: float) -> Evidence:
-        """A rigorous enclosure of the bound's delta at ``epsilon``, at the working precision of flint."""
+    def evidence(self, method: Method, noise: float, epsilon: float, *, alpha: float | None = None) -> Evidence:
+        """A rigorous enclosure of the bound's delta at ``epsilon``, at the working precision of flint.
+
+        A Renyi bound holds at every order; ``alpha`` names the one to use, and None lets floats choose a good one.
+        """
 
 
 class GaussianBound(Bound):
@@ -86,7 +89,7 @@ class GaussianBound(Bound):
     def propose_epsilon(self, method: Method, noise: float, delta: float) -> float:
         return gaussian.propose_epsilon(delta=delta, mu=self.propose_unit_mu(method) / noise)
 
-    def evidence(self, method: Method, noise: float, epsilon: float) -> Evidence:
+    def evidence(self, method: Method, noise: float, epsilon: float, *, alpha: float | None = None) -> Evidence:
         mu = self.mu(method, noise)
         if mu.is_zero():
             return Evidence(delta=arb(0), mu=mu)

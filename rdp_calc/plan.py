@@ -101,6 +101,8 @@ class Plan:
     init: str | None
 
     def __post_init__(self) -> None:
+        if self.alpha is not None and not 1 < self.alpha < math.inf:
+            raise InvalidInput(f"alpha, the Renyi order, must be a finite number > 1, got {self.alpha!r}.")
         accounted = getattr(self.method, "learn_steps", None)
         if accounted is None:
             if self.executed_learn_steps is not None or self.init is not None:

@@ -16,6 +16,7 @@ from flint import arb
 from rdp_calc import documents, losses
 from rdp_calc.certificate import CERTIFICATE_SCHEMA
 from rdp_calc.errors import DataError, RdpCalcError, VerificationFailed
+from rdp_calc.evidence import Evidence
 from rdp_calc.losses import CONSTANT_NAMES
 from rdp_calc.plan import PLAN_SCHEMA, Plan, plan_from_json
 from rdp_calc.reals import at_most, ball, enclose, round_up
@@ -235,18 +236,24 @@ def _bound(plan: Plan) -> str | None:
 
 def _recorded(plan: Plan) -> str | None:
     """The recorded mu and delta_upper may be larger than the proved ones, never smaller."""
-    evidence = plan.bound.evidence(plan.method, plan.noise, plan.target.epsilon)
-    if (evidence.mu is None) != (plan.mu is None):
-        return f"mu = {plan.mu!r} does not fit bound {plan.bound.name}"
+    evidence = _evidence(plan)
+    for name in ("mu", "alpha"):
+        if (getattr(evidence, name) is None) != (getattr(plan, name) is None):
+            return f"{name} = {getattr(plan, name)!r} does not fit bound {plan.bound.name}"
     if plan.mu is not None and not at_most(lambda: _mu(plan), plan.mu):
         return f"mu = {plan.mu!r} is below the mu of the process"
-    if not at_most(lambda: plan.bound.evidence(plan.method, plan.noise, plan.target.epsilon).delta, plan.delta_upper):
+    if not at_most(lambda: _evidence(plan).delta, plan.delta_upper):
         return f"delta_upper = {plan.delta_upper!r} is below the delta of the process"
     return None
 
 
+def _evidence(plan: Plan) -> Evidence:
+    """The proof at the recorded Renyi order, so that no float search takes part in it."""
+    return plan.bound.evidence(plan.method, plan.noise, plan.target.epsilon, alpha=plan.alpha)
+
+
 def _mu(plan: Plan) -> arb:
-    value = plan.bound.evidence(plan.method, plan.noise, plan.target.epsilon).mu
+    value = _evidence(plan).mu
     return arb.pos_inf() if value is None else value
 
 
@@ -260,7 +267,7 @@ _PLAN_CHECKS: tuple[tuple[str, Callable[[Plan], str | None]], ...] = (
 
 def _proved_delta(plan: Plan) -> float:
     try:
-        value = enclose(lambda: plan.bound.evidence(plan.method, plan.noise, plan.target.epsilon).delta)
+        value = enclose(lambda: _evidence(plan).delta)
     except RdpCalcError:
         return 1.0
     return min(round_up(value), 1.0)

@@ -32,7 +32,7 @@ class ClassicalGaussian(Bound):
         self.check_epsilon(epsilon)
         return epsilon
 
-    def evidence(self, method: Method, noise: float, epsilon: float) -> Evidence:
+    def evidence(self, method: Method, noise: float, epsilon: float, *, alpha: float | None = None) -> Evidence:
         process = method.process(noise)
         ratio = ball(epsilon) * ball(process.phases[0].noise_std) / ball(process.initial_distance)
         if epsilon > self.largest_epsilon:

@@ -68,11 +68,12 @@ class LsiPublished(Bound):
         alpha = renyi.best_order_for_epsilon(curve, delta)
         return curve(alpha) - math.log(delta) / (alpha - 1)
 
-    def evidence(self, method: Method, noise: float, epsilon: float) -> Evidence:
+    def evidence(self, method: Method, noise: float, epsilon: float, *, alpha: float | None = None) -> Evidence:
         if noise == 0:
             same = ball(method.process(0.0).phases[0].shift).is_zero() or method.process(0.0).phases[0].steps == 0
             return Evidence(delta=arb(0 if same else 1))
-        alpha = renyi.best_order_for_delta(_curve(method, noise), epsilon)
+        if alpha is None:
+            alpha = renyi.best_order_for_delta(_curve(method, noise), epsilon)
         return Evidence(delta=renyi.delta_at_order(_exact_curve(method, noise, alpha), alpha, epsilon), alpha=alpha)
 
 
