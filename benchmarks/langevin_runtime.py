@@ -32,7 +32,7 @@ def main() -> None:
     arguments = parser.parse_args()
     device = torch.device(arguments.device)
     model = _model(arguments.data, device)
-    source, guard = GaussianSource(device), RoundingGuard(gap=2 / len(model.rows))
+    source, guard = GaussianSource(device), RoundingGuard(gap=2 / len(model.rows), decay=0.954, step_size=3.8)
     weights = torch.zeros(model.features, arguments.chains, dtype=torch.float64, device=device)
 
     rounded = torch.randn(model.features, arguments.chains, device=device)

@@ -15,9 +15,9 @@ from rdp_calc.errors import GuardFailed
 from rdp_calc.methods.langevin import Langevin
 from rdp_calc.plan import DEFAULT_EXECUTED_LEARN_STEPS, DataSpec, plan_from_result
 from rdp_calc.problem import Target
-from unlearn_runtime.algorithms.langevin import RoundingGuard, initial_weights, noisy_gradient_descent
+from unlearn_runtime.algorithms.langevin import initial_weights, noisy_gradient_descent
 from unlearn_runtime.data import Dataset, parse_ids, preprocess
-from unlearn_runtime.execution import Execution, gradient_gap_of, records_for
+from unlearn_runtime.execution import Execution, records_for, rounding_guard
 from unlearn_runtime.noise import GaussianSource
 
 Array = npt.NDArray[Any]
@@ -122,7 +122,7 @@ class LangevinClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         return labels
 
     def _descend(self, ids: Array | None, steps: int) -> None:
-        guard = RoundingGuard(gap=gradient_gap_of(self.plan_))
+        guard = rounding_guard(self.plan_)
         records = records_for(
             self.plan_, self._dataset, ids, execution=Execution(), device=torch.device("cpu"), guard=guard
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy.typing as npt
@@ -13,7 +13,7 @@ from rdp_calc.errors import GuardFailed, InvalidInput
 from rdp_calc.methods.langevin import Langevin
 from rdp_calc.plan import Plan
 from rdp_calc.problem import gradient_gap
-from rdp_calc.reals import ball, midpoint
+from rdp_calc.reals import ball, midpoint, precision
 from unlearn_runtime.algorithms.langevin import RoundingGuard
 from unlearn_runtime.data import Dataset
 from unlearn_runtime.glm import GeneralisedLinearModel
@@ -56,8 +56,10 @@ class Execution:
         return torch.device("cpu" if self.device == "cpu" or not torch.cuda.is_available() else "cuda")
 
 
-def gradient_gap_of(plan: Plan) -> float:
-    """The largest change of the mean gradient that the certificate of ``plan`` accounts for, in loss / parameter."""
+def rounding_guard(plan: Plan) -> RoundingGuard:
+    """The guard for a plan: its gap, and the share c^K (1 - c^T)/(1 - c^(T+K)) of a learning step's drift that is left
+    at the end beside an equal drift in every step. Without learning the runs never part and nothing decays.
+    """
     method = _langevin(plan)
     gap = gradient_gap(
         lipschitz=method.constants.lipschitz,
@@ -65,7 +67,14 @@ def gradient_gap_of(plan: Plan) -> float:
         dataset_size=method.dataset_size,
         adjacency=method.adjacency,
     )
-    return midpoint(ball(gap))
+    with precision(128):
+        rate = midpoint(-method.contraction().log()) if method.contraction() > 0 else math.inf
+    learned, unlearned = method.learn_steps, method.unlearn_steps
+    decay = 1.0
+    if learned > 0:
+        decay = math.exp(-rate * unlearned) if unlearned else 1.0
+        decay *= math.expm1(-rate * learned) / math.expm1(-rate * (learned + unlearned))
+    return RoundingGuard(gap=midpoint(ball(gap)), decay=decay, step_size=method.step_size)
 
 
 def records_for(
@@ -75,7 +84,7 @@ def records_for(
     if execution.dtype is not None:
         return prepare_records(plan, dataset, ids, device=device, dtype=DTYPES[execution.dtype])
     records = prepare_records(plan, dataset, ids, device=device, dtype=torch.float32)
-    trial = RoundingGuard(gap=guard.gap)
+    trial = replace(guard)
     for weights in _trial_weights(records.full, execution.chains, l2=regulariser(plan)):
         trial.measure(records.full, weights)
     # Half the limit, so that the guard does not stop a run that started in float32.

@@ -6,6 +6,7 @@ rows @ weights and rows.T @ residuals; no per-record gradient is ever formed. Th
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from typing import Any
 
@@ -74,6 +75,22 @@ class GeneralisedLinearModel(ABC):
             self.residuals_(products, labels)
             total += doubled.t() @ products
         return total.div_(self.divisor)
+
+    def rounding_bound(self, weight_norm: float) -> float:
+        """A bound on the L2 rounding error of ``mean_gradient`` at weights of this norm, in any order of summation.
+
+        gamma_k = k u bounds a sum of k products (Higham 2002, section 3.1, to first order, doubled for the rest). Rows
+        have norm at most B, found here; errors of the products pass through residuals that are 1/2-Lipschitz at most
+        and at most sqrt(2) long.
+        """
+        if not len(self.rows):
+            return 0.0
+        unit = torch.finfo(self.rows.dtype).eps
+        longest = float(torch.linalg.vector_norm(self.rows, dim=1).max())
+        product = (self.features + 1) * unit * longest * weight_norm
+        residual = product / 2 + (self.outputs + 8) * unit
+        summed = math.sqrt(2) * (self._block_rows + len(self._blocks)) * unit
+        return 2 * longest * (residual + summed) * len(self.rows) / self.divisor
 
     def kept(self, mask: torch.Tensor, *, divisor: int) -> GeneralisedLinearModel:
         """The objective of the records where ``mask`` is true, copied, over another divisor."""

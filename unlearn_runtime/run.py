@@ -38,7 +38,7 @@ from unlearn_runtime.bindings import (
     load_for_plan,
 )
 from unlearn_runtime.data import Dataset, parse_ids
-from unlearn_runtime.execution import Execution, gradient_gap_of, records_for, regulariser
+from unlearn_runtime.execution import Execution, records_for, regulariser, rounding_guard
 from unlearn_runtime.folders import check_free, new_folder
 from unlearn_runtime.glm import GeneralisedLinearModel
 from unlearn_runtime.learned import LEARNING_SCHEMA, Learned
@@ -82,7 +82,7 @@ def run_plan(
     ids = None if forget is None else _forget_ids(plan, forget, len(dataset.y_train))
     learned = None if start is None else Learned.read(start, document, dataset)
     source = GaussianSource(device, seed=execution.seed)
-    guard = RoundingGuard(gap=gradient_gap_of(plan))
+    guard = rounding_guard(plan)
     records = records_for(plan, dataset, ids, execution=execution, device=device, guard=guard)
     job = _Job(document, plan, records, execution, source, guard, progress or _silent)
     with torch.no_grad():
@@ -253,7 +253,7 @@ class _Job:
             "data size, features and classes as planned",
             "rows within the feature norm",
             "forget set within the group size",
-            "rounding error of gradients within its share of the gap",
+            "rounding adds at most its share to mu",
             "weights finite",
         ]
         return certificate_document(
@@ -290,7 +290,8 @@ class _Job:
         """Chain 0 as tensor ``weight``: (d,) for one output, (classes, d) otherwise."""
         outputs = self.records.full.outputs
         chain = weights[:, :outputs].t().contiguous().cpu()
-        chain = chain if exact else chain.to(self.records.full.rows.dtype)
+        # Under the automatic choice always float32: the file must not tell which arithmetic the data led to.
+        chain = chain if exact or self.execution.dtype == "float64" else chain.float()
         save_file({"weight": chain[0].clone() if outputs == 1 else chain}, path)
         path.chmod(0o600 if exact else 0o644)
 

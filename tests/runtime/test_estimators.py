@@ -48,14 +48,14 @@ def test_low_noise_limit_is_the_regularised_minimiser():
     """With next to no noise the fit is the minimiser that scikit-learn finds (C = 1 / (n l2), no intercept)."""
     X, y = load_breast_cancer(return_X_y=True)
     X = X / (1.0001 * np.linalg.norm(X, axis=1, keepdims=True))
-    model = _estimator(epsilon=1.0, unlearn_steps=3000, l2=0.05, learn_steps=3000).fit(X, y)
-    assert model.plan_.noise_std < 1e-9
+    model = _estimator(epsilon=1e6, unlearn_steps=30, l2=0.05, learn_steps=200).fit(X, y)
+    assert model.plan_.noise_std < 1e-8
     peer = LogisticRegression(C=1 / (len(y) * 0.05), fit_intercept=False, tol=1e-12, max_iter=10_000).fit(X, y)
-    np.testing.assert_allclose(model.coef_, peer.coef_, rtol=0, atol=1e-6)
+    np.testing.assert_allclose(model.coef_, peer.coef_, rtol=0, atol=2e-5)
     model.unlearn([3])
     rest = np.delete(np.arange(len(y)), 3)
     peer = LogisticRegression(C=1 / (len(rest) * 0.05), fit_intercept=False, tol=1e-12, max_iter=10_000)
-    np.testing.assert_allclose(model.coef_, peer.fit(X[rest], y[rest]).coef_, rtol=0, atol=1e-6)
+    np.testing.assert_allclose(model.coef_, peer.fit(X[rest], y[rest]).coef_, rtol=0, atol=2e-5)
 
 
 def test_unlearn_is_bounded_by_the_plan(digits):
