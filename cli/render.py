@@ -153,9 +153,11 @@ def show_report(report: Report, name: str, *, as_json: bool, quiet: bool) -> Non
         table.add_row(mark, escape(check.name), "[dim]" + escape(check.detail) + "[/dim]")
     out = console()
     out.print(table)
-    verdict = "[bold green]ok[/bold green]" if report.holds else "[bold red]failed[/bold red]"
+    if not report.holds:
+        out.print("[bold red]failed[/bold red]: the claim does not hold")
+        return
     shown = "" if report.delta_upper is None else f", delta <= {ceiling(report.delta_upper, 9)}"
-    out.print(f"{verdict}: {report.claim_level}, proved by {report.level}{shown}")
+    out.print(f"[bold green]ok[/bold green]: {report.claim_level}, proved by {report.level}{shown}")
     for text in report.not_shown:
         out.print(f"[dim]not shown by this file: {text}[/dim]")
 
@@ -171,7 +173,8 @@ def show_plan(document: dict[str, Any]) -> None:
     grid.add_column()
     problem, parameters, data = document["problem"], document["parameters"], document["data"]
     grid.add_row("target", f"epsilon {document['target']['epsilon']!r}, delta {document['target']['delta']!r}")
-    grid.add_row("removes", f"{problem['group_size']} of {problem['dataset_size']} records, {document['adjacency']}")
+    size = problem["dataset_size"] or "any number of"
+    grid.add_row("removes", f"{problem['group_size']} of {size} records, {document['adjacency']} adjacency")
     for name, value in parameters.items():
         if value is not None:
             grid.add_row(name, f"[bold]{value}[/bold]" if name in ("sigma", "noise_std") else escape(str(value)))

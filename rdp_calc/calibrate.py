@@ -117,6 +117,7 @@ def _epsilon(method: Method, bound: Bound, noise: float, delta: float) -> Result
 
 
 def _delta(method: Method, bound: Bound, noise: float, epsilon: float) -> Result:
+    bound.check_epsilon(epsilon)
     _, value = _proved(method, bound, noise, epsilon)
     return _result(
         "epsilon",

@@ -94,5 +94,6 @@ class GaussianBound(Bound):
         if mu.is_zero():
             return Evidence(delta=arb(0), mu=mu)
         if not mu.is_finite():
-            return Evidence(delta=arb(1), mu=mu)
+            # An exact infinity refutes; anything else is undecided and asks for more precision.
+            return Evidence(delta=arb(1) if mu == arb.pos_inf() else arb.nan(), mu=mu)
         return Evidence(delta=gaussian.delta_enclosure(epsilon, mu), mu=mu)

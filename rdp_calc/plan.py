@@ -230,7 +230,7 @@ def init_std(init: str) -> float:
 
 
 def guarantee(plan: Plan) -> str:
-    """The claim in words, derived from the plan alone."""
+    """The claim in words, derived from the plan alone. ``verify`` compares it: the wording belongs to plan schema 1."""
     group = getattr(plan.method, "group_size", 1)
     records = "one record" if group == 1 else f"any {group} records"
     if plan.method.adjacency_shown == "any":

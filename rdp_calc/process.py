@@ -32,7 +32,7 @@ class Phase:
             if not value.is_finite() or not value.upper() >= 0:
                 raise InvalidInput(f"{name} must be a finite number >= 0, got {getattr(self, name)!r}.")
         if self.steps == math.inf:
-            if not ball(self.contraction) < 1:
+            if ball(self.contraction) >= 1:
                 raise InvalidInput(f"infinitely many steps need a contraction below 1, got {self.contraction!r}.")
         elif not (self.steps >= 0 and self.steps == int(self.steps)):
             raise InvalidInput(f"steps must be an integer >= 0 or inf, got {self.steps!r}.")

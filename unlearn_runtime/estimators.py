@@ -128,7 +128,7 @@ class LangevinClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         )
         method = self.plan_.method
         assert isinstance(method, Langevin)
-        weights = self._weights
+        weights = None if self._weights is None else self._weights.clone()
         with torch.no_grad():
             if weights is None:
                 weights = initial_weights(records.full, 1, std=0.0, source=self._source)

@@ -186,7 +186,7 @@ class _Job:
         metrics["steps_per_second"] = self.steps_per_second
         with new_folder(output) as folder:
             private = _private_folder(folder)
-            self._save_model(weights, folder / "model.safetensors")
+            self._save_model(weights, folder / "model.safetensors", private=True)
             save_file({"weights": weights.cpu()}, private / "state.safetensors")
             record = {
                 "schema": LEARNING_SCHEMA,
@@ -227,7 +227,7 @@ class _Job:
         with new_folder(output) as folder:
             private = _private_folder(folder)
             self._save_model(after, folder / "model.safetensors")
-            self._save_model(before, private / "before.safetensors", exact=True)
+            self._save_model(before, private / "before.safetensors", private=True)
             certificate = self._certificate(folder, key, learned, dataset, ids)
             (folder / "certificate.json").write_text(pretty(certificate), encoding="utf-8")
             audit = {
@@ -286,14 +286,14 @@ class _Job:
             level=self.plan.certificate_level if kind == OS_ENTROPY else "none",
         )
 
-    def _save_model(self, weights: torch.Tensor, path: Path, *, exact: bool = False) -> None:
+    def _save_model(self, weights: torch.Tensor, path: Path, *, private: bool = False) -> None:
         """Chain 0 as tensor ``weight``: (d,) for one output, (classes, d) otherwise."""
         outputs = self.records.full.outputs
         chain = weights[:, :outputs].t().contiguous().cpu()
         # Under the automatic choice always float32: the file must not tell which arithmetic the data led to.
-        chain = chain if exact or self.execution.dtype == "float64" else chain.float()
+        chain = chain if private or self.execution.dtype == "float64" else chain.float()
         save_file({"weight": chain[0].clone() if outputs == 1 else chain}, path)
-        path.chmod(0o600 if exact else 0o644)
+        path.chmod(0o600 if private else 0o644)
 
     def _environment(self) -> dict[str, Any]:
         return {

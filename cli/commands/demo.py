@@ -29,9 +29,7 @@ _CHAINS = 20
     "\n\nExample: [cyan]rdp-calc demo -o demo-run[/cyan]"
 )
 def demo(
-    output: Path | None = typer.Option(
-        None, "-o", "--output", help="Keep the files here (default: temporary)."
-    ),
+    output: Path | None = typer.Option(None, "-o", "--output", help="Keep the files here (default: temporary)."),
     as_json: bool = typer.Option(False, "--json", help="One JSON object on stdout."),
     quiet: bool = typer.Option(False, "-q", "--quiet", help="Only ok or failed."),
 ) -> None:
@@ -40,17 +38,18 @@ def demo(
 
     if output is not None:
         check_free(output)
+    talk = not (as_json or quiet)
     with tempfile.TemporaryDirectory() if output is None else new_folder(output) as folder:
-        summary = _walk(Path(folder), runtime, talk=not (as_json or quiet))
-        if as_json:
-            print_json(summary)
-        elif quiet:
-            print("ok" if summary["holds"] else "failed")
-        else:
-            console().print(metrics_table(summary["metrics"]))
-            console().print(f"mean over {_CHAINS} independent chains; chain 0 is the released one")
-    if output is not None and not (as_json or quiet):
-        console().print(f"files kept in {output}")
+        summary = _walk(Path(folder), runtime, talk=talk)
+    if as_json:
+        print_json(summary)
+    elif quiet:
+        print("ok" if summary["holds"] else "failed")
+    else:
+        console().print(metrics_table(summary["metrics"]))
+        console().print(f"mean over {_CHAINS} independent chains; chain 0 is the released one")
+        if output is not None:
+            console().print(f"files kept in {output}")
 
 
 def _walk(folder: Path, runtime: Any, *, talk: bool) -> dict[str, Any]:

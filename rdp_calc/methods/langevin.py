@@ -161,7 +161,7 @@ class Langevin(Method):
                 name="only_final_iterate",
                 value="no iterate before the last one is released",
                 status="enforced",
-                enforced_by="earlier iterates are written to the private folder only",
+                enforced_by="an unlearn run writes the last iterate only; the model of a learn run is not for release",
             ),
         ]
         return listed
