@@ -84,7 +84,7 @@ def mu_squared(process: NoisyProcess) -> arb:
     for block in stack:
         if block.distance.is_zero():
             continue
-        if not block.variance > 0:
+        if block.variance.is_zero():
             return arb.pos_inf()
         total += block.count * block.distance**2 / block.variance
     return total
