@@ -79,6 +79,9 @@ def main(arguments: list[str] | None = None) -> int:
             print(text, file=sys.stderr)
             return 2
         return _fail(text, getattr(error, "exit_code", 2))
+    if outcome == 130:
+        # The parser turns an interrupt into this code without a word.
+        return _fail("interrupted; nothing was written.", 130)
     return outcome if isinstance(outcome, int) else 0
 
 

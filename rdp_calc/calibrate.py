@@ -68,12 +68,16 @@ def _check_noise(method: Method, value: float) -> None:
 
 def _noise(method: Method, bound: Bound, target: Target) -> Result:
     bound.check_epsilon(target.epsilon)
-    found = Found(0.0, None)
+    found, alpha = Found(0.0, None), None
     with precision(_PROPOSAL_BITS):
         proposal = bound.propose_noise(method, target)
     # No noise at all suffices only where the two runs end at the same point, and then the proposal is 0 too.
     if proposal > 0 or not _meets(method, bound, 0.0, target.epsilon, target.delta):
-        search = smallest_passing(lambda value: _meets(method, bound, value, target.epsilon, target.delta), proposal)
+        # At the smallest noise the best order is the proposal's, to second order; a fixed one keeps the search monotone.
+        alpha = bound.evidence(method, proposal, target.epsilon).alpha if proposal > 0 else None
+        search = smallest_passing(
+            lambda value: _meets(method, bound, value, target.epsilon, target.delta, alpha=alpha), proposal
+        )
         if search is None:
             raise TargetUnreachable(
                 f"no noise in double precision meets epsilon = {target.epsilon!r}, delta = {target.delta!r} with bound"
@@ -89,15 +93,17 @@ def _noise(method: Method, bound: Bound, target: Target) -> Result:
         target=(target.epsilon, target.delta),
         failing=(method.NOISE, found.failing),
         answer=found.value,
+        alpha=alpha,
     )
 
 
 def _epsilon(method: Method, bound: Bound, noise: float, delta: float) -> Result:
-    found = Found(0.0, None)
+    found, alpha = Found(0.0, None), None
     if not _meets(method, bound, noise, 0.0, delta):
         with precision(_PROPOSAL_BITS):
             proposal = bound.propose_epsilon(method, noise, delta)
-        search = smallest_passing(lambda value: _meets(method, bound, noise, value, delta), proposal)
+        alpha = bound.evidence(method, noise, proposal).alpha
+        search = smallest_passing(lambda value: _meets(method, bound, noise, value, delta, alpha=alpha), proposal)
         if search is None:
             raise TargetUnreachable(
                 f"{method.NOISE} = {noise!r} gives no finite epsilon with bound {bound.name}; raise the noise."
@@ -113,12 +119,13 @@ def _epsilon(method: Method, bound: Bound, noise: float, delta: float) -> Result
         failing=("epsilon", found.failing),
         answer=found.value,
         delta=delta,
+        alpha=alpha,
     )
 
 
 def _delta(method: Method, bound: Bound, noise: float, epsilon: float) -> Result:
     bound.check_epsilon(epsilon)
-    _, value = _proved(method, bound, noise, epsilon)
+    _, value = _proved(method, bound, noise, epsilon, None)
     return _result(
         "epsilon",
         method,
@@ -154,16 +161,18 @@ def _steps(method: Method, bound: Bound, target: Target, noise: float) -> Result
     )
 
 
-def _meets(method: Method, bound: Bound, noise: float, epsilon: float, delta: float) -> bool:
-    return at_most(lambda: bound.evidence(method, noise, epsilon).delta, delta)
+def _meets(
+    method: Method, bound: Bound, noise: float, epsilon: float, delta: float, *, alpha: float | None = None
+) -> bool:
+    return at_most(lambda: bound.evidence(method, noise, epsilon, alpha=alpha).delta, delta)
 
 
-def _proved(method: Method, bound: Bound, noise: float, epsilon: float) -> tuple[Evidence, float]:
+def _proved(method: Method, bound: Bound, noise: float, epsilon: float, alpha: float | None) -> tuple[Evidence, float]:
     """The evidence at a precision that resolves its delta, and that delta rounded up."""
     tried: list[Evidence] = []
 
     def delta() -> arb:
-        tried.append(bound.evidence(method, noise, epsilon))
+        tried.append(bound.evidence(method, noise, epsilon, alpha=alpha))
         return tried[-1].delta
 
     delta_upper = min(round_up(enclose(delta)), 1.0)
@@ -181,8 +190,9 @@ def _result(
     failing: tuple[str, float | int | None],
     answer: float | int,
     delta: float | None = None,
+    alpha: float | None = None,
 ) -> Result:
-    evidence, delta_upper = _proved(method, bound, noise, epsilon)
+    evidence, delta_upper = _proved(method, bound, noise, epsilon, alpha)
     with precision(_PROPOSAL_BITS):
         noise_std = round_up(method.noise_std(noise))
     return Result(

@@ -13,6 +13,18 @@ from typing import Any
 from rdp_calc.documents import digest
 from rdp_calc.result import jsonable
 
+#: What a run checks before it may write a certificate; a certificate without one of them does not verify.
+RUN_CHECKS = (
+    "run complete",
+    "data size, features and classes as planned",
+    "rows within the feature norm",
+    "forget set within the group size",
+    "rounding adds at most its share to mu",
+    "weights finite",
+)
+
+FINGERPRINT_ALGORITHM = "HMAC-SHA-256"
+
 CERTIFICATE_SCHEMA = "rdp-calc/certificate/1"
 
 
@@ -41,7 +53,7 @@ def certificate_document(
                 "level": level,
             },
             "executed": executed,
-            "fingerprints": {"algorithm": "HMAC-SHA-256", **fingerprints},
+            "fingerprints": {"algorithm": FINGERPRINT_ALGORITHM, **fingerprints},
             "model_sha256": model_sha256,
             "checks": checks,
             "versions": versions,

@@ -35,9 +35,15 @@ def canonical(document: Any) -> bytes:
 
 
 def digest(document: dict[str, Any]) -> str:
-    """SHA-256 of the canonical document without its digest, performance and signature, in hexadecimal."""
+    """SHA-256 of the canonical document without its digest, performance and signature, in hexadecimal.
+
+    Raises DataError for a document with NaN, an infinity, something that is not JSON, or nested too deeply.
+    """
     kept = {key: value for key, value in document.items() if key not in _NOT_DIGESTED}
-    return hashlib.sha256(canonical(kept)).hexdigest()
+    try:
+        return hashlib.sha256(canonical(kept)).hexdigest()
+    except (ValueError, TypeError, RecursionError) as error:
+        raise DataError(f"the document has no canonical form: {_reason(error)}.") from None
 
 
 def pretty(document: Any) -> str:

@@ -67,6 +67,9 @@ class Constants:
                 f"strong_convexity must be at most smoothness, got {self.strong_convexity!r} > {self.smoothness!r}."
             )
 
+        if self.loss is not None:
+            check_loss(self.loss, self.l2, self.feature_norm, self.huber_threshold)
+
     @property
     def status(self) -> Status:
         return "estimated" if self.loss is None else "proved"
@@ -118,19 +121,24 @@ def exact_constants(
     return {"lipschitz": lipschitz, "strong_convexity": ball(l2), "smoothness": curvature + ball(l2)}
 
 
-def proved_constants(
-    *, loss: str, l2: float, feature_norm: float = 1.0, intercept: bool = False, huber_threshold: float | None = None
-) -> Constants:
-    """The constants of one loss, rounded to the safe side. l2 > 0, feature_norm > 0; InvalidInput otherwise."""
+def check_loss(loss: str, l2: float | None, feature_norm: float | None, huber_threshold: float | None) -> None:
+    """Raise InvalidInput unless the parameters of a loss are there and in their domain."""
     if loss not in LOSSES:
         raise InvalidInput(f"loss must be one of {', '.join(LOSSES)}, got {loss!r}.")
     for name, value in (("l2", l2), ("feature_norm", feature_norm)):
-        if not 0 < value < math.inf:
+        if value is None or not 0 < value < math.inf:
             raise InvalidInput(f"{name} must be a finite number > 0, got {value!r}.")
     if (loss == "huber") != (huber_threshold is not None):
         raise InvalidInput("huber_threshold is required with loss huber and allowed only there.")
     if huber_threshold is not None and not 0 < huber_threshold < math.inf:
         raise InvalidInput(f"huber_threshold must be a finite number > 0, got {huber_threshold!r}.")
+
+
+def proved_constants(
+    *, loss: str, l2: float, feature_norm: float = 1.0, intercept: bool = False, huber_threshold: float | None = None
+) -> Constants:
+    """The constants of one loss, rounded to the safe side. l2 > 0, feature_norm > 0; InvalidInput otherwise."""
+    check_loss(loss, l2, feature_norm, huber_threshold)
 
     def exact(name: str) -> arb:
         return enclose(

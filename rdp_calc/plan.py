@@ -41,6 +41,10 @@ class DataSpec:
     def __post_init__(self) -> None:
         if self.preprocess not in PREPROCESS:
             raise InvalidInput(f"preprocess must be one of {', '.join(PREPROCESS)}, got {self.preprocess!r}.")
+        if self.features is not None and not self.features >= 1:
+            raise InvalidInput(f"features must be an integer >= 1, got {self.features!r}.")
+        if self.classes is not None and (len(self.classes) < 2 or len(set(self.classes)) < len(self.classes)):
+            raise InvalidInput(f"classes must be two or more different labels, got {', '.join(self.classes)!r}.")
         if self.center is not None:
             values = self.center if isinstance(self.center, tuple) else (self.center,)
             if self.preprocess != "center-unit-norm":
@@ -66,9 +70,7 @@ class DataSpec:
             raise DataError("field data.classes must be a list of texts.")
         center = field(document, "data", "object").get("center")
         if isinstance(center, list):
-            if not all(isinstance(value, (int, float)) and not isinstance(value, bool) for value in center):
-                raise DataError("field data.center must be a number or a list of numbers.")
-            center = tuple(float(value) for value in center)
+            center = tuple(field({"center": value}, "center", "number") for value in center)
         elif center is not None:
             center = field(document, "data.center", "number")
         return cls(

@@ -76,7 +76,7 @@ def round_up(value: arb) -> float:
 
 def round_down(value: arb) -> float:
     """The largest double known to be at most ``value``; minus infinity when there is none."""
-    return -round_up(-value) + 0.0
+    return -round_up(value.neg(exact=True)) + 0.0
 
 
 def midpoint(value: arb) -> float:

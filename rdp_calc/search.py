@@ -13,7 +13,6 @@ from rdp_calc.reals import SMALLEST_NORMAL
 
 _LARGEST = 1.7976931348623157e308
 _FIRST_STEP = 2.0**-51
-_CLOSE = 2.0**-46
 
 
 @dataclass(frozen=True)
@@ -25,7 +24,7 @@ class Found:
 
 
 def smallest_passing(passes: Callable[[float], bool], proposal: float) -> Found | None:
-    """The smallest positive double at which ``passes`` holds, up to a relative 2^-46 (1.4e-14).
+    """The smallest positive double at which ``passes`` holds; its failing neighbour is the double before it.
 
     ``passes`` must be monotone: false below some threshold, true above. Starting from ``proposal`` the search gallops
     with doubling relative steps until it has a passing and a failing value, then bisects geometrically; at most about
@@ -54,8 +53,9 @@ def smallest_passing(passes: Callable[[float], bool], proposal: float) -> Found 
             if passes(passing):
                 break
             failing, step = passing, 2 * step
-    while passing > failing * (1 + _CLOSE):
-        middle = math.sqrt(passing) * math.sqrt(failing)
+    while True:
+        apart = passing > 2 * failing
+        middle = math.sqrt(passing) * math.sqrt(failing) if apart else failing + (passing - failing) / 2
         if not failing < middle < passing:
             break
         if passes(middle):

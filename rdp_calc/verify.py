@@ -14,7 +14,7 @@ from typing import Any
 from flint import arb
 
 from rdp_calc import documents, losses
-from rdp_calc.certificate import CERTIFICATE_SCHEMA
+from rdp_calc.certificate import CERTIFICATE_SCHEMA, FINGERPRINT_ALGORITHM, RUN_CHECKS
 from rdp_calc.errors import DataError, RdpCalcError, VerificationFailed
 from rdp_calc.evidence import Evidence
 from rdp_calc.losses import CONSTANT_NAMES
@@ -157,6 +157,7 @@ def _certificate_checks(document: dict[str, Any], plan: dict[str, Any]) -> list[
         equal("executed noise", "executed.noise_std", planned.get("noise_std")),
         equal("executed chain", "executed.released_chain", plan.get("released_chain")),
         equal("signature", "signature", None),
+        equal("fingerprint algorithm", "fingerprints.algorithm", FINGERPRINT_ALGORITHM),
     ]
     if "executed_learn_steps" in planned:
         checks.append(equal("executed learn steps", "executed.learn_steps", planned["executed_learn_steps"]))
@@ -168,11 +169,15 @@ def _certificate_checks(document: dict[str, Any], plan: dict[str, Any]) -> list[
     checks.append(
         Check("model hash", _is_sha256(documents.field(document, "model_sha256", "text")), "a SHA-256 in hexadecimal")
     )
+    recorded: dict[str, bool] = {}
     for entry in documents.field(document, "checks", "list"):
         if not isinstance(entry, dict):
             raise DataError("field checks must be a list of objects.")
         name = documents.field(entry, "name", "text")
-        checks.append(Check(f"run: {name}", documents.field(entry, "pass", "boolean"), "recorded by the run"))
+        recorded[name] = documents.field(entry, "pass", "boolean") and recorded.get(name, True)
+    for name in (*RUN_CHECKS, *(name for name in recorded if name not in RUN_CHECKS)):
+        detail = "recorded by the run" if name in recorded else "the certificate does not record it"
+        checks.append(Check(f"run: {name}", recorded.get(name, False), detail))
     return checks
 
 

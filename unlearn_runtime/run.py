@@ -23,7 +23,7 @@ import torch
 from safetensors.torch import save_file
 
 import rdp_calc
-from rdp_calc.certificate import certificate_document
+from rdp_calc.certificate import RUN_CHECKS, certificate_document
 from rdp_calc.documents import digest, field, pretty
 from rdp_calc.errors import DataError, GuardFailed, InvalidInput, NotApplicable
 from rdp_calc.methods.langevin import Langevin
@@ -227,7 +227,7 @@ class _Job:
         with new_folder(output) as folder:
             private = _private_folder(folder)
             self._save_model(after, folder / "model.safetensors")
-            self._save_model(before, private / "before.safetensors", private=True)
+            self._save_model(before, private / "before.safetensors", exact=True, private=True)
             certificate = self._certificate(folder, key, learned, dataset, ids)
             (folder / "certificate.json").write_text(pretty(certificate), encoding="utf-8")
             audit = {
@@ -248,14 +248,6 @@ class _Job:
     ) -> dict[str, Any]:
         sources = {self.source.kind, OS_ENTROPY if learned is None else field(learned.record, "random_source", "text")}
         kind = OS_ENTROPY if sources == {OS_ENTROPY} else "seeded-insecure"
-        checks = [
-            "run complete",
-            "data size, features and classes as planned",
-            "rows within the feature norm",
-            "forget set within the group size",
-            "rounding adds at most its share to mu",
-            "weights finite",
-        ]
         return certificate_document(
             self.document,
             executed={
@@ -276,7 +268,7 @@ class _Job:
                 "model_before": file_fingerprint(key, folder / "private" / "before.safetensors"),
             },
             model_sha256=file_sha256(folder / "model.safetensors"),
-            checks=[{"name": name, "pass": True} for name in checks],
+            checks=[{"name": name, "pass": True} for name in RUN_CHECKS],
             versions={
                 "rdp-calc": rdp_calc.__version__,
                 "torch": torch.__version__,
@@ -286,12 +278,12 @@ class _Job:
             level=self.plan.certificate_level if kind == OS_ENTROPY else "none",
         )
 
-    def _save_model(self, weights: torch.Tensor, path: Path, *, private: bool = False) -> None:
+    def _save_model(self, weights: torch.Tensor, path: Path, *, exact: bool = False, private: bool = False) -> None:
         """Chain 0 as tensor ``weight``: (d,) for one output, (classes, d) otherwise."""
         outputs = self.records.full.outputs
         chain = weights[:, :outputs].t().contiguous().cpu()
         # Under the automatic choice always float32: the file must not tell which arithmetic the data led to.
-        chain = chain if private or self.execution.dtype == "float64" else chain.float()
+        chain = chain if exact or self.execution.dtype == "float64" else chain.float()
         save_file({"weight": chain[0].clone() if outputs == 1 else chain}, path)
         path.chmod(0o600 if private else 0o644)
 
