@@ -21,7 +21,7 @@ from rdp_calc.problem import Target
 from rdp_calc.profiles.gaussian import check_delta, check_epsilon
 from rdp_calc.reals import at_most, enclose, precision, round_up
 from rdp_calc.result import Alternative, Result
-from rdp_calc.search import Found, smallest_passing, smallest_passing_integer
+from rdp_calc.search import LARGEST, Found, smallest_passing, smallest_passing_integer
 
 _PROPOSAL_BITS = 160
 
@@ -70,10 +70,10 @@ def _noise(method: Method, bound: Bound, target: Target) -> Result:
     bound.check_epsilon(target.epsilon)
     found, alpha = Found(0.0, None), None
     with precision(_PROPOSAL_BITS):
-        proposal = bound.propose_noise(method, target)
+        proposal = min(bound.propose_noise(method, target), LARGEST)
     # No noise at all suffices only where the two runs end at the same point, and then the proposal is 0 too.
     if proposal > 0 or not _meets(method, bound, 0.0, target.epsilon, target.delta):
-        # At the smallest noise the best order is the proposal's, to second order; a fixed one keeps the search monotone.
+        # At the smallest noise the best order is the proposal's to second order; fixing it saves a search.
         alpha = bound.evidence(method, proposal, target.epsilon).alpha if proposal > 0 else None
         search = smallest_passing(
             lambda value: _meets(method, bound, value, target.epsilon, target.delta, alpha=alpha), proposal

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from rdp_calc.reals import SMALLEST_NORMAL
 
-_LARGEST = 1.7976931348623157e308
+LARGEST = 1.7976931348623157e308
 _FIRST_STEP = 2.0**-51
 
 
@@ -30,7 +30,7 @@ def smallest_passing(passes: Callable[[float], bool], proposal: float) -> Found 
     with doubling relative steps until it has a passing and a failing value, then bisects geometrically; at most about
     130 evaluations. Returns None when even the largest double fails.
     """
-    start = min(max(proposal, SMALLEST_NORMAL), _LARGEST) if proposal > 0 else SMALLEST_NORMAL
+    start = min(max(proposal, SMALLEST_NORMAL), LARGEST) if proposal > 0 else SMALLEST_NORMAL
     step = _FIRST_STEP
     passing = failing = start
     if passes(start):
@@ -45,9 +45,9 @@ def smallest_passing(passes: Callable[[float], bool], proposal: float) -> Found 
             passing, step = failing, 2 * step
     else:
         while True:
-            if failing >= _LARGEST:
+            if failing >= LARGEST:
                 return None
-            passing = failing * math.exp(step) if math.log(failing) + step < 709.7 else _LARGEST
+            passing = failing * math.exp(step) if math.log(failing) + step < 709.7 else LARGEST
             if passing <= failing:
                 passing = math.nextafter(failing, math.inf)
             if passes(passing):
