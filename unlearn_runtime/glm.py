@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from concurrent.futures import Executor
+from itertools import repeat
 from typing import Any
 
 import numpy.typing as npt
@@ -30,40 +32,59 @@ class GeneralisedLinearModel(ABC):
         self.labels = labels
         self.divisor = divisor
         self.outputs = outputs
+        workers = 1 if rows.is_cuda else torch.get_num_threads()
         budget = _CUDA_BLOCK_BYTES if rows.is_cuda else _CPU_BLOCK_BYTES
-        size = max(256, budget // max(1, rows.element_size() * rows.shape[1]))
-        self._blocks = [(rows[i : i + size], labels[i : i + size]) for i in range(0, len(rows), size)]
-        self._block_rows = min(size, len(rows))
-        self._buffers: tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None = None
+        most = max(256, budget // max(1, rows.element_size() * rows.shape[1]))
+        # As many blocks for each worker, and all of one size: the last to finish decides.
+        count = workers * -(-len(rows) // (workers * most))
+        self._block_rows = -(-len(rows) // count) if count else 0
+        starts = range(0, len(rows), self._block_rows or 1)
+        self._blocks = [(rows[i : i + self._block_rows], labels[i : i + self._block_rows]) for i in starts]
+        self._shares = [self._blocks[i::workers] for i in range(workers) if self._blocks[i::workers]]
+        self._buffers: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []
 
     @property
     def features(self) -> int:
         """Columns d, an intercept included."""
         return self.rows.shape[1]
 
-    def mean_gradient(self, weights: torch.Tensor) -> torch.Tensor:
+    def mean_gradient(self, weights: torch.Tensor, *, workers: Executor | None = None) -> torch.Tensor:
         """The data gradient divided by ``divisor``, float64 (d, R x C) like ``weights``, computed in the dtype of the
         rows: blocks of rows small enough to stay in the cache between their two products, summed in float64, which is
-        faster and several times more accurate than two products over all rows.
+        faster and several times more accurate than two products over all rows. ``workers`` take a share of the blocks
+        each, so that a step waits for its threads once and not in every product; the sum has a fixed order.
 
         The result is a buffer that the next call overwrites.
         """
         columns = weights.shape[1]
-        if self._buffers is None or self._buffers[0].shape[1] != columns:
-            self._buffers = (
-                self.rows.new_empty((self._block_rows, columns)),
-                self.rows.new_empty((self.features, columns)),
-                self.rows.new_empty((self.features, columns), dtype=torch.float64),
-            )
-        scratch, part, total = self._buffers
-        total.zero_()
-        for rows, labels in self._blocks:
-            products = scratch[: len(rows)]
-            torch.mm(rows, weights, out=products)
-            self.residuals_(products, labels)
-            torch.mm(rows.t(), products, out=part)
+        if not self._buffers or self._buffers[0][0].shape[1] != columns:
+            self._buffers = [
+                (
+                    self.rows.new_empty((self._block_rows, columns)),
+                    self.rows.new_empty((self.features, columns)),
+                    self.rows.new_zeros((self.features, columns), dtype=torch.float64),
+                )
+                for _ in range(max(1, len(self._shares)))
+            ]
+        run = map if workers is None else workers.map
+        for _ in run(self._add_share, range(len(self._shares)), repeat(weights)):
+            pass
+        total = self._buffers[0][2]
+        for _, _, part in self._buffers[1:]:
             total += part
         return total.div_(self.divisor)
+
+    def _add_share(self, index: int, weights: torch.Tensor) -> None:
+        """The sum over one worker's blocks, into its own buffers."""
+        scratch, part, total = self._buffers[index]
+        total.zero_()
+        with torch.no_grad():
+            for rows, labels in self._shares[index]:
+                products = scratch[: len(rows)]
+                torch.mm(rows, weights, out=products)
+                self.residuals_(products, labels)
+                torch.mm(rows.t(), products, out=part)
+                total += part
 
     def exact_mean_gradient(self, weights: torch.Tensor) -> torch.Tensor:
         """The same gradient in float64, in row blocks so that no float64 copy of the data is made."""
