@@ -68,13 +68,13 @@ def _check_noise(method: Method, value: float) -> None:
 
 def _noise(method: Method, bound: Bound, target: Target) -> Result:
     bound.check_epsilon(target.epsilon)
-    found, alpha = Found(0.0, None), None
+    found = Found(0.0, None)
     with precision(_PROPOSAL_BITS):
         proposal = min(bound.propose_noise(method, target), LARGEST)
-    # No noise at all suffices only where the two runs end at the same point, and then the proposal is 0 too.
-    if proposal > 0 or not _meets(method, bound, 0.0, target.epsilon, target.delta):
         # At the smallest noise the best order is the proposal's to second order; fixing it saves a search.
         alpha = bound.evidence(method, proposal, target.epsilon).alpha if proposal > 0 else None
+    # No noise at all suffices only where the two runs end at the same point, and then the proposal is 0 too.
+    if proposal > 0 or not _meets(method, bound, 0.0, target.epsilon, target.delta):
         search = smallest_passing(
             lambda value: _meets(method, bound, value, target.epsilon, target.delta, alpha=alpha), proposal
         )
@@ -102,7 +102,7 @@ def _epsilon(method: Method, bound: Bound, noise: float, delta: float) -> Result
     if not _meets(method, bound, noise, 0.0, delta):
         with precision(_PROPOSAL_BITS):
             proposal = bound.propose_epsilon(method, noise, delta)
-        alpha = bound.evidence(method, noise, proposal).alpha
+            alpha = bound.evidence(method, noise, proposal).alpha
         search = smallest_passing(lambda value: _meets(method, bound, noise, value, delta, alpha=alpha), proposal)
         if search is None:
             raise TargetUnreachable(

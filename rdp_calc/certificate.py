@@ -23,6 +23,11 @@ RUN_CHECKS = (
     "weights finite",
 )
 
+OS_ENTROPY = "os-entropy"
+
+#: Samplers a run may have used, by device.
+GENERATORS = {"cpu": "numpy PCG64DXSM, float64", "cuda": "torch CUDA Philox, float64"}
+
 FINGERPRINT_ALGORITHM = "HMAC-SHA-256"
 
 CERTIFICATE_SCHEMA = "rdp-calc/certificate/1"

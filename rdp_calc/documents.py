@@ -19,6 +19,8 @@ _NOT_DIGESTED = frozenset({"digest", "performance", "signature"})
 
 Kind = Literal["number", "integer", "steps", "text", "boolean", "object", "list"]
 
+_MOST_BYTES = 32 * 2**20
+
 _TYPES: dict[str, tuple[type, ...]] = {
     "number": (int, float),
     "integer": (int,),
@@ -54,14 +56,22 @@ def pretty(document: Any) -> str:
 def read_document(path: Path) -> dict[str, Any]:
     """One JSON object from a file. Raises DataError for an unreadable file, other JSON, NaN or a repeated key."""
     try:
-        text = path.read_text(encoding="utf-8")
+        with path.open("rb") as stream:
+            content = stream.read(_MOST_BYTES + 1)
+        text = content.decode("utf-8")
     except (OSError, UnicodeDecodeError, ValueError) as error:
         raise DataError(f"cannot read {path}: {_reason(error)}.") from None
+    if len(content) > _MOST_BYTES:
+        raise DataError(f"{path} is larger than the {_MOST_BYTES >> 20} MiB a document may have.")
     try:
         document = json.loads(
             text, parse_constant=_refuse_constant, parse_float=_finite, object_pairs_hook=_refuse_repeats
         )
     except (ValueError, RecursionError) as error:
+        raise DataError(f"{path} is not a valid JSON document: {_reason(error)}.") from None
+    try:
+        json.dumps(document, ensure_ascii=False).encode()
+    except (UnicodeEncodeError, RecursionError) as error:
         raise DataError(f"{path} is not a valid JSON document: {_reason(error)}.") from None
     if not isinstance(document, dict):
         raise DataError(f"{path} must hold one JSON object, got {type(document).__name__}.")

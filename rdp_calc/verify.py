@@ -14,7 +14,13 @@ from typing import Any
 from flint import arb
 
 from rdp_calc import documents, losses
-from rdp_calc.certificate import CERTIFICATE_SCHEMA, FINGERPRINT_ALGORITHM, RUN_CHECKS
+from rdp_calc.certificate import (
+    CERTIFICATE_SCHEMA,
+    FINGERPRINT_ALGORITHM,
+    GENERATORS,
+    OS_ENTROPY,
+    RUN_CHECKS,
+)
 from rdp_calc.errors import DataError, RdpCalcError, VerificationFailed
 from rdp_calc.evidence import Evidence
 from rdp_calc.losses import CONSTANT_NAMES
@@ -24,8 +30,21 @@ from rdp_calc.result import jsonable
 
 VERIFY_SCHEMA = "rdp-calc/verify/1"
 
-#: Random sources a certified run may have used.
-RANDOM_SOURCES = ("os-entropy",)
+#: Every field a certificate may have, and the values its free texts may take.
+_CERTIFICATE_FIELDS = {
+    "": "schema plan plan_digest claim executed fingerprints model_sha256 checks versions signature digest",
+    "claim": "epsilon delta mu adjacency group_size level",
+    "executed": "learn_steps unlearn_steps noise_std released_chain random_source generator device matrix_dtype"
+    " update_dtype",
+    "fingerprints": "algorithm data forget_set model_before",
+    "versions": "rdp-calc torch numpy python",
+}
+_EXECUTED_VALUES = {
+    "generator": tuple(GENERATORS.values()),
+    "device": tuple(GENERATORS),
+    "matrix_dtype": ("auto", "float32", "float64"),
+    "update_dtype": ("float64",),
+}
 
 NOT_SHOWN = (
     "that the run happened as recorded",
@@ -64,7 +83,7 @@ class Report:
                 "schema": VERIFY_SCHEMA,
                 "holds": self.holds,
                 "level": self.level,
-                "certificate_level": self.claim_level,
+                "certificate_level": self.claim_level if self.holds else "none",
                 "delta_upper": self.delta_upper,
                 "checks": [{"name": c.name, "pass": c.passed, "detail": c.detail} for c in self.checks],
                 "not_shown": list(self.not_shown),
@@ -122,10 +141,10 @@ def _verify_certificate(document: dict[str, Any]) -> Report:
     level = "none"
     try:
         checks += _certificate_checks(document, plan_document)
-        level = documents.field(document, "claim.level", "text")
-        seeded = documents.field(document, "executed.random_source", "text") not in RANDOM_SOURCES
-        honest = "none" if seeded else report.claim_level
-        checks.append(Check("level", level == honest, f"claimed {level}, derived {honest}"))
+        claimed = documents.field(document, "claim.level", "text")
+        seeded = documents.field(document, "executed.random_source", "text") != OS_ENTROPY
+        level = "none" if seeded else report.claim_level
+        checks.append(Check("level", claimed == level, f"claimed {claimed}, derived {level}"))
     except DataError as error:
         checks.append(Check("certificate fields", False, str(error)))
     return Report(
@@ -147,7 +166,8 @@ def _certificate_checks(document: dict[str, Any], plan: dict[str, Any]) -> list[
         return Check(name, same, f"{path} is {value!r}, expected {expected!r}")
 
     planned = documents.field(plan, "parameters", "object")
-    checks = [
+    checks = [_fields_check(document), _values_check(document)]
+    checks += [
         equal("plan binding", "plan_digest", plan.get("digest")),
         equal("claim epsilon", "claim.epsilon", documents.field(plan, "target", "object").get("epsilon")),
         equal("claim delta", "claim.delta", documents.field(plan, "target", "object").get("delta")),
@@ -179,6 +199,23 @@ def _certificate_checks(document: dict[str, Any], plan: dict[str, Any]) -> list[
         detail = "recorded by the run" if name in recorded else "the certificate does not record it"
         checks.append(Check(f"run: {name}", recorded.get(name, False), detail))
     return checks
+
+
+def _fields_check(document: dict[str, Any]) -> Check:
+    for path, names in _CERTIFICATE_FIELDS.items():
+        block = documents.field(document, path, "object") if path else document
+        odd = sorted(set(block) ^ set(names.split()))
+        if odd:
+            return Check("fields", False, f"{path or 'certificate'} lacks, or may not have, {', '.join(odd)}")
+    return Check("fields", True, "no field is missing and none is unknown")
+
+
+def _values_check(document: dict[str, Any]) -> Check:
+    for name, allowed in _EXECUTED_VALUES.items():
+        value = documents.field(document, f"executed.{name}", "text")
+        if value not in allowed:
+            return Check("execution", False, f"executed.{name} is {value!r}, not one of {', '.join(allowed)}")
+    return Check("execution", True, "sampler, device and arithmetic are among the known ones")
 
 
 def _digest_check(name: str, document: dict[str, Any]) -> Check:
@@ -279,34 +316,14 @@ def _proved_delta(plan: Plan) -> float:
 
 
 def _derived_fields(document: dict[str, Any], plan: Plan) -> Check:
-    """Statuses, level, guarantee text and every other derived field must be what the inputs give.
-
-    What is printed to explain an assumption may be worded anew in a later version; the guarantee may not.
-    """
+    """Statuses, level, texts and every other derived field must be what the inputs give: wording belongs to the schema."""
     expected = plan.to_json()
     for key in sorted(set(expected) | set(document)):
         if key in ("digest", "performance"):
             continue
-        stored, derived = document.get(key), expected.get(key)
-        if key == "assumptions":
-            stored, derived = _substance(stored), _substance(derived)
-        if documents.canonical(stored) != documents.canonical(derived):
+        if documents.canonical(document.get(key)) != documents.canonical(expected.get(key)):
             return Check("derived fields", False, f"field {key} is not what the plan's inputs give")
     return Check("derived fields", True, "assumptions, level and guarantee follow from the inputs")
-
-
-def _substance(assumptions: Any) -> Any:
-    """Names, statuses and numbers of assumptions, without explanations."""
-    if not isinstance(assumptions, list) or not all(isinstance(entry, dict) for entry in assumptions):
-        return assumptions
-    return [
-        {
-            "name": entry.get("name"),
-            "status": entry.get("status"),
-            "value": None if isinstance(entry.get("value"), str) else entry.get("value"),
-        }
-        for entry in assumptions
-    ]
 
 
 def _is_sha256(text: str) -> bool:

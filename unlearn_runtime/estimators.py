@@ -17,10 +17,12 @@ from rdp_calc.plan import DEFAULT_EXECUTED_LEARN_STEPS, DataSpec, plan_from_resu
 from rdp_calc.problem import Target
 from unlearn_runtime.algorithms.langevin import initial_weights, noisy_gradient_descent
 from unlearn_runtime.data import Dataset, parse_ids, preprocess
-from unlearn_runtime.execution import Execution, records_for, rounding_guard
+from unlearn_runtime.execution import Execution, check_tails, records_for, regulariser, rounding_guard
 from unlearn_runtime.noise import GaussianSource
 
 Array = npt.NDArray[Any]
+
+_PRIVATE = frozenset({"_dataset", "_source", "_weights"})
 
 
 class LangevinClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
@@ -29,7 +31,8 @@ class LangevinClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 
     ``delta`` None means one over the number of records. Rows longer than ``feature_norm`` are scaled down to it. l2 is
     a fixed number (loss / parameter^2). ``seed`` makes the noise reproducible and voids the guarantee. After ``fit``:
-    ``plan_`` (the proved plan), ``coef_`` ((1, d) or (classes, d)), ``classes_``. Raises the errors of rdp_calc.
+    ``plan_`` (the proved plan), ``certificate_level_``, ``coef_`` ((1, d) or (classes, d)), ``classes_``. A model that
+    was unlearned, or pickled, holds neither training rows nor random state. Raises the errors of rdp_calc.
     """
 
     def __init__(
@@ -82,9 +85,12 @@ class LangevinClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             data=DataSpec(features=X.shape[1], classes=names, feature_norm=self.feature_norm),
             executed_learn_steps=self.learn_steps,
         )
-        self._dataset = Dataset(x_train=X, y_train=labels, x_test=None, y_test=None, source="X")
-        self._forgotten = False
-        self._source = GaussianSource(torch.device("cpu"), seed=self.seed)
+        # A copy: rows that changed between learning and unlearning would void the guarantee.
+        self._dataset: Dataset | None = Dataset(
+            x_train=np.array(X, copy=True), y_train=labels, x_test=None, y_test=None, source="X"
+        )
+        self.certificate_level_ = self.plan_.certificate_level if self.seed is None else "none"
+        self._source: GaussianSource | None = GaussianSource(torch.device("cpu"), seed=self.seed)
         self._weights: torch.Tensor | None = None
         self._descend(None, self.learn_steps)
         return self
@@ -94,23 +100,39 @@ class LangevinClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         whole history, which one estimator does not keep, so a second call raises GuardFailed.
         """
         check_is_fitted(self)
-        if self._forgotten:
-            raise GuardFailed("this model was unlearned already and its plan covers one request; fit again.")
+        if self._dataset is None:
+            raise GuardFailed(
+                "this model was unlearned already, or loaded from a file without its data; its plan covers one request,"
+                " so fit again."
+            )
         wanted = np.atleast_1d(np.asarray(indices)).tolist()
         ids = parse_ids(",".join(str(i) for i in wanted), dataset_size=len(self._dataset.y_train))
-        if len(ids) > self.group_size:
-            raise GuardFailed(f"{len(ids)} rows to forget, the plan covers {self.group_size}; fit with more.")
-        self._descend(ids, self.unlearn_steps)
-        self._forgotten = True
+        if len(ids) > self._method.group_size:
+            raise GuardFailed(f"{len(ids)} rows to forget, the plan covers {self._method.group_size}; fit with more.")
+        self._descend(ids, self._method.unlearn_steps)
+        self._forget_everything()
         return self
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A saved model predicts and no more: neither the training rows nor the state of the noise leave with it."""
+        state: dict[str, Any] = dict(super().__getstate__())
+        return {**state, **dict.fromkeys(_PRIVATE & state.keys())}
+
+    def _forget_everything(self) -> None:
+        for name in _PRIVATE:
+            setattr(self, name, None)
+
+    @property
+    def _method(self) -> Langevin:
+        assert isinstance(self.plan_.method, Langevin)
+        return self.plan_.method
 
     def decision_function(self, X: Array) -> Array:
         """Scores (n,) for two classes, (n, classes) otherwise."""
         check_is_fitted(self)
         X = validate_data(self, X, reset=False, dtype=np.float64)
-        rows = preprocess(
-            X, mode="unit-norm", feature_norm=self.feature_norm, center=None, intercept=False, dtype=np.float64
-        )
+        norm = self.plan_.data.feature_norm
+        rows = preprocess(X, mode="unit-norm", feature_norm=norm, center=None, intercept=False, dtype=np.float64)
         scores: Array = rows @ self.coef_.T
         return scores[:, 0] if len(self.classes_) == 2 else scores
 
@@ -122,12 +144,13 @@ class LangevinClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         return labels
 
     def _descend(self, ids: Array | None, steps: int) -> None:
+        assert self._dataset is not None
+        assert self._source is not None
+        check_tails(self.plan_, self._source, self._dataset.x_train.shape[1] * max(1, len(self.classes_)))
         guard = rounding_guard(self.plan_)
         records = records_for(
             self.plan_, self._dataset, ids, execution=Execution(), device=torch.device("cpu"), guard=guard
         )
-        method = self.plan_.method
-        assert isinstance(method, Langevin)
         weights = None if self._weights is None else self._weights.clone()
         with torch.no_grad():
             if weights is None:
@@ -136,8 +159,8 @@ class LangevinClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
                 records.retained,
                 weights,
                 steps=steps,
-                step_size=method.step_size,
-                l2=self.l2,
+                step_size=self._method.step_size,
+                l2=regulariser(self.plan_),
                 noise_std=self.plan_.noise_std,
                 source=self._source,
                 guard=guard,

@@ -17,6 +17,7 @@ from rdp_calc.reals import ball, midpoint, precision
 from unlearn_runtime.algorithms.langevin import RoundingGuard
 from unlearn_runtime.data import Dataset
 from unlearn_runtime.glm import GeneralisedLinearModel
+from unlearn_runtime.noise import GaussianSource
 from unlearn_runtime.records import Records, prepare_records
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
@@ -54,6 +55,20 @@ class Execution:
         if self.device == "cuda" and not torch.cuda.is_available():
             raise GuardFailed("device cuda is not available here; use --device cpu.")
         return torch.device("cpu" if self.device == "cpu" or not torch.cuda.is_available() else "cuda")
+
+
+def check_tails(plan: Plan, source: GaussianSource, coordinates: int) -> None:
+    """Raise GuardFailed where the tails that the sampler lacks, over all draws of the released chain, may cost more than
+    a thousandth of delta: the two laws move by at most that probability each.
+    """
+    steps = (plan.executed_learn_steps or 0) + (plan.method.steps or 0)
+    missing = source.missing_mass * coordinates * steps
+    log_cost = math.log(missing or 5e-324) + math.log1p(math.exp(min(plan.target.epsilon, 700.0)))
+    if log_cost > math.log(plan.target.delta) - math.log(1000):
+        raise GuardFailed(
+            f"delta = {plan.target.delta:.3g} is too small for this sampler, whose draws end early with probability"
+            f" {missing:.3g} in this run; plan with a larger delta or a smaller epsilon."
+        )
 
 
 def rounding_guard(plan: Plan) -> RoundingGuard:

@@ -23,7 +23,7 @@ import torch
 from safetensors.torch import save_file
 
 import rdp_calc
-from rdp_calc.certificate import RUN_CHECKS, certificate_document
+from rdp_calc.certificate import OS_ENTROPY, RUN_CHECKS, certificate_document
 from rdp_calc.documents import digest, field, pretty
 from rdp_calc.errors import DataError, GuardFailed, InvalidInput, NotApplicable
 from rdp_calc.methods.langevin import Langevin
@@ -38,11 +38,11 @@ from unlearn_runtime.bindings import (
     load_for_plan,
 )
 from unlearn_runtime.data import Dataset, parse_ids
-from unlearn_runtime.execution import Execution, records_for, regulariser, rounding_guard
+from unlearn_runtime.execution import Execution, check_tails, records_for, regulariser, rounding_guard
 from unlearn_runtime.folders import check_free, new_folder
 from unlearn_runtime.glm import GeneralisedLinearModel
 from unlearn_runtime.learned import LEARNING_SCHEMA, Learned
-from unlearn_runtime.noise import OS_ENTROPY, GaussianSource
+from unlearn_runtime.noise import SEEDED, GaussianSource
 from unlearn_runtime.records import Records, check_data
 
 AUDIT_SCHEMA = "rdp-calc/audit-record/1"
@@ -84,6 +84,7 @@ def run_plan(
     source = GaussianSource(device, seed=execution.seed)
     guard = rounding_guard(plan)
     records = records_for(plan, dataset, ids, execution=execution, device=device, guard=guard)
+    check_tails(plan, source, records.full.features * records.full.outputs)
     job = _Job(document, plan, records, execution, source, guard, progress or _silent)
     with torch.no_grad():
         if phase == "learn":
@@ -247,7 +248,7 @@ class _Job:
         self, folder: Path, key: bytes, learned: Learned | None, dataset: Dataset, ids: Array
     ) -> dict[str, Any]:
         sources = {self.source.kind, OS_ENTROPY if learned is None else field(learned.record, "random_source", "text")}
-        kind = OS_ENTROPY if sources == {OS_ENTROPY} else "seeded-insecure"
+        kind = OS_ENTROPY if sources == {OS_ENTROPY} else SEEDED
         return certificate_document(
             self.document,
             executed={

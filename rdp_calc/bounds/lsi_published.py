@@ -58,8 +58,8 @@ class LsiPublished(Bound):
         def log_variance(x: float) -> float:
             # alpha - 1 = (ln(1/delta) / epsilon)(1 + e^x): below x = -inf no noise suffices at that order.
             alpha = 1 + log_inverse / target.epsilon * (1 + math.exp(x))
-            room = target.epsilon * math.exp(x) / (1 + math.exp(x))
-            return log_curve(alpha) - math.log(room)
+            log_room = math.log(target.epsilon) + x - math.log1p(math.exp(x))
+            return log_curve(alpha) - log_room
 
         return math.exp(log_variance(minimise(log_variance, -50.0, 60.0)) / 2)
 
