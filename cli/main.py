@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import pkgutil
 import sys
+from io import TextIOWrapper
 from typing import Any
 
 import typer
@@ -12,6 +13,7 @@ from typer.core import TyperGroup
 
 import cli.commands
 import rdp_calc
+from cli.render import plain
 from rdp_calc.errors import RdpCalcError
 
 #: Order of the verbs in the help; a verb found but not named here follows.
@@ -58,6 +60,9 @@ def _root(
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command and return its exit code; every expected error is one line on stderr."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="replace")
     try:
         outcome = typer.main.get_command(app).main(
             args=sys.argv[1:] if arguments is None else arguments, prog_name="rdp-calc", standalone_mode=False
@@ -86,7 +91,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _fail(text: str, code: int) -> int:
-    print("error: " + " ".join(text.split()), file=sys.stderr)
+    print("error: " + plain(" ".join(text.split())), file=sys.stderr)
     return code
 
 

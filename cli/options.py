@@ -13,7 +13,7 @@ from rdp_calc import registry
 from rdp_calc.errors import InvalidInput
 from rdp_calc.methods import Method
 from rdp_calc.options import Option, read_float
-from rdp_calc.problem import Target
+from rdp_calc.problem import ADJACENCY_OPTION, Target
 
 TARGET_OPTIONS = (
     Option(name="epsilon", kind="float", help="Target epsilon, in nats."),
@@ -95,9 +95,14 @@ def per_method(
 
 
 def split(values: dict[str, Any], options: Sequence[Option]) -> dict[str, Any]:
-    """The part of ``values`` that ``options`` declare."""
+    """The part of ``values`` that ``options`` declare. The adjacency, which the library never assumes, gets the default
+    that the help states, and every answer shows it.
+    """
     names = {option.name for option in options}
-    return {name: value for name, value in values.items() if name in names}
+    given = {name: value for name, value in values.items() if name in names}
+    if "adjacency" in names and given.get("adjacency") is None:
+        given["adjacency"] = ADJACENCY_OPTION.default
+    return given
 
 
 def read_delta(values: dict[str, Any]) -> float | None:

@@ -44,6 +44,11 @@ def ceiling(value: float, digits: int = 6) -> str:
     return f"{rounded:f}" if -5 < rounded.adjusted() < 16 else f"{rounded:e}"
 
 
+def plain(text: str) -> str:
+    """Text from a file or a user without control characters, which could rewrite the terminal."""
+    return "".join(character if character.isprintable() else "?" for character in text)
+
+
 def show_result(result: Result, *, as_json: bool, quiet: bool) -> None:
     """The answer of a calibration."""
     if as_json:
@@ -95,7 +100,7 @@ def _alternative_text(other: Any) -> str:
     return f"noise_std {ceiling(other.noise_std, 6)}, epsilon {ceiling(other.epsilon, 6)}"
 
 
-def show_comparison(rows: list[Result | Refusal]) -> None:
+def show_comparison(rows: list[Result | Refusal], *, adjacency: str) -> None:
     """Methods grouped, best bound first within each; reasons of refused bounds below the table."""
     from rich.markup import escape
     from rich.table import Table
@@ -103,7 +108,7 @@ def show_comparison(rows: list[Result | Refusal]) -> None:
     from rdp_calc import registry
     from rdp_calc.result import Result
 
-    table = Table(title="Smallest noise for the target", title_justify="left")
+    table = Table(title=f"Smallest noise for the target, {adjacency} adjacency", title_justify="left")
     for name in ("method", "bound"):
         table.add_column(name, no_wrap=True)
     for name in ("sigma", "noise_std", "mu", "steps", "gradients"):
@@ -150,7 +155,7 @@ def show_report(report: Report, name: str, *, as_json: bool, quiet: bool) -> Non
     table = Table(title=f"{report.kind} {escape(name)}", title_justify="left", show_header=False, box=None)
     for check in report.checks:
         mark = "[green]pass[/green]" if check.passed else "[red]FAIL[/red]"
-        table.add_row(mark, escape(check.name), "[dim]" + escape(check.detail) + "[/dim]")
+        table.add_row(mark, escape(plain(check.name)), "[dim]" + escape(plain(check.detail)) + "[/dim]")
     out = console()
     out.print(table)
     if not report.holds:
@@ -158,6 +163,7 @@ def show_report(report: Report, name: str, *, as_json: bool, quiet: bool) -> Non
         return
     shown = "" if report.delta_upper is None else f", delta <= {ceiling(report.delta_upper, 9)}"
     out.print(f"[bold green]ok[/bold green]: {report.claim_level}, proved by {report.level}{shown}")
+    out.print(escape(plain(report.claim)))
     for text in report.not_shown:
         out.print(f"[dim]not shown by this file: {text}[/dim]")
 
@@ -181,13 +187,15 @@ def show_plan(document: dict[str, Any]) -> None:
     for constant in problem.get("constants", []):
         grid.add_row(constant["name"], f"{constant['value']!r} ({constant['status']})")
     classes = "any" if data["classes"] is None else ", ".join(data["classes"])
-    grid.add_row("data", escape(f"features {data['features'] or 'any'}, classes {classes}, {data['preprocess']}"))
+    grid.add_row(
+        "data", escape(plain(f"features {data['features'] or 'any'}, classes {classes}, {data['preprocess']}"))
+    )
     verification = document["verification"]
     grid.add_row("bound", document["bound"])
     grid.add_row("level", f"{document['certificate_level']}, proved by {verification['level']}")
     grid.add_row("delta proved", ceiling(verification["delta_upper"], 9))
     grid.add_row("digest", document["digest"])
-    grid.add_row("guarantee", escape(document["guarantee"]))
+    grid.add_row("guarantee", escape(plain(document["guarantee"])))
     console().print(Panel(grid, title=f"plan · {document['method']}", title_align="left"))
 
 

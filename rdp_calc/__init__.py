@@ -2,7 +2,7 @@
 
 >>> from rdp_calc import Langevin, Target, noise
 >>> problem = Langevin.from_options(
-...     dataset_size=11982, loss="logistic", l2=0.011982, step_size="1/L", unlearn_steps=1
+...     dataset_size=11982, adjacency="remove", loss="logistic", l2=0.011982, step_size="1/L", unlearn_steps=1
 ... )
 >>> noise(problem, Target(epsilon=1.0, delta=1e-5)).sigma  # doctest: +ELLIPSIS
 0.005...

@@ -18,6 +18,8 @@ PLAN_SCHEMA = "rdp-calc/plan/1"
 
 PREPROCESS = ("none", "unit-norm", "center-unit-norm")
 
+MAX_CLASS_NAME = 200
+
 #: Learning steps carried out where the accounted number is infinite and none is asked for.
 DEFAULT_EXECUTED_LEARN_STEPS = 10_000
 
@@ -45,6 +47,8 @@ class DataSpec:
             raise InvalidInput(f"features must be an integer >= 1, got {self.features!r}.")
         if self.classes is not None and (len(self.classes) < 2 or len(set(self.classes)) < len(self.classes)):
             raise InvalidInput(f"classes must be two or more different labels, got {', '.join(self.classes)!r}.")
+        if any(len(name) > MAX_CLASS_NAME for name in self.classes or ()):
+            raise InvalidInput(f"a class name may have at most {MAX_CLASS_NAME} characters.")
         if self.center is not None:
             values = self.center if isinstance(self.center, tuple) else (self.center,)
             if self.preprocess != "center-unit-norm":

@@ -26,6 +26,10 @@ class Target:
     delta: float
 
     def __post_init__(self) -> None:
+        for name in ("epsilon", "delta"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or value > 1e308:
+                raise InvalidInput(f"{name} must be a number below 1e308, got {repr(value)[:40]}.")
         check_epsilon(self.epsilon)
         check_delta(self.delta)
         object.__setattr__(self, "epsilon", float(self.epsilon))

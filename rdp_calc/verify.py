@@ -24,7 +24,7 @@ from rdp_calc.certificate import (
 from rdp_calc.errors import DataError, RdpCalcError, VerificationFailed
 from rdp_calc.evidence import Evidence
 from rdp_calc.losses import CONSTANT_NAMES
-from rdp_calc.plan import PLAN_SCHEMA, Plan, plan_from_json
+from rdp_calc.plan import PLAN_SCHEMA, Plan, guarantee, plan_from_json
 from rdp_calc.reals import at_most, ball, enclose, round_up
 from rdp_calc.result import jsonable
 
@@ -72,6 +72,7 @@ class Report:
     checks: list[Check]
     not_shown: tuple[str, ...] = field(default=())
     claim_level: str = "none"
+    claim: str = ""
 
     @property
     def holds(self) -> bool:
@@ -127,6 +128,7 @@ def _verify_plan(document: dict[str, Any]) -> Report:
         delta_upper=delta_upper,
         checks=checks,
         claim_level=plan.certificate_level,
+        claim=guarantee(plan),
     )
 
 
@@ -154,6 +156,7 @@ def _verify_certificate(document: dict[str, Any]) -> Report:
         checks=checks,
         not_shown=NOT_SHOWN,
         claim_level=level,
+        claim=report.claim,
     )
 
 
@@ -316,7 +319,7 @@ def _proved_delta(plan: Plan) -> float:
 
 
 def _derived_fields(document: dict[str, Any], plan: Plan) -> Check:
-    """Statuses, level, texts and every other derived field must be what the inputs give: wording belongs to the schema."""
+    """Statuses, level, texts and every other derived field are what the inputs give; wording belongs to the schema."""
     expected = plan.to_json()
     for key in sorted(set(expected) | set(document)):
         if key in ("digest", "performance"):

@@ -58,8 +58,8 @@ class Execution:
 
 
 def check_tails(plan: Plan, source: GaussianSource, coordinates: int) -> None:
-    """Raise GuardFailed where the tails that the sampler lacks, over all draws of the released chain, may cost more than
-    a thousandth of delta: the two laws move by at most that probability each.
+    """Raise GuardFailed where the tails that the sampler lacks, over all draws of the released chain, may cost more
+    than a thousandth of delta: the two laws move by at most that probability each.
     """
     steps = (plan.executed_learn_steps or 0) + (plan.method.steps or 0)
     missing = source.missing_mass * coordinates * steps

@@ -14,7 +14,11 @@ from rdp_calc.errors import InvalidInput
 
 def check_free(target: Path) -> None:
     """Raise InvalidInput unless ``target`` is absent or an empty folder, in a folder that exists."""
-    if target.is_symlink() or (target.exists() and not target.is_dir()):
+    try:
+        occupied = target.is_symlink() or (target.exists() and not target.is_dir())
+    except OSError as error:
+        raise InvalidInput(f"output {str(target)[:80]} cannot be used: {error.strerror}.") from None
+    if occupied:
         raise InvalidInput(f"output {target} exists and is not a folder; choose a new name.")
     if target.is_dir() and any(target.iterdir()):
         raise InvalidInput(f"output folder {target} is not empty; choose a new name.")

@@ -5,8 +5,9 @@ The default source is seeded from the operating system's entropy: 128 bits on th
 CPU generator is not used, because it keeps only 32 bits of its seed.
 
 Every sampler ends somewhere. torch's float32 draws end at 5.768 standard deviations. numpy's ziggurat ends at
-3.654 + sqrt(2 x 53 ln 2) = 12.23, because its tail branch takes the logarithm of a uniform with 53 bits, and a Box-Muller
-transform of such uniforms, as on CUDA, at sqrt(2 x 53 ln 2) = 8.57. ``missing_mass`` is the probability beyond.
+3.654 + sqrt(2 x 53 ln 2) = 12.23, because its tail branch takes the logarithm of a uniform with 53 bits, and a
+Box-Muller transform of such uniforms, as on CUDA, at sqrt(2 x 53 ln 2) = 8.57. ``missing_mass`` is the probability of
+what lies beyond.
 """
 
 from __future__ import annotations

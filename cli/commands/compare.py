@@ -11,6 +11,7 @@ from cli.render import print_json, show_comparison
 from rdp_calc import calibrate, registry
 from rdp_calc.errors import InvalidInput
 from rdp_calc.methods import Method
+from rdp_calc.problem import ADJACENCY_OPTION
 from rdp_calc.result import COMPARE_SCHEMA, Result, jsonable
 
 app = typer.Typer(rich_markup_mode="rich", add_completion=False)
@@ -18,6 +19,7 @@ app = typer.Typer(rich_markup_mode="rich", add_completion=False)
 
 def _body(values: dict[str, Any], *, as_json: bool, quiet: bool) -> None:
     target = read_target(values)
+    adjacency = values["adjacency"] or ADJACENCY_OPTION.default or ""
     methods, missing = [], []
     for name in registry.method_names():
         kind = registry.method(name)
@@ -39,7 +41,12 @@ def _body(values: dict[str, Any], *, as_json: bool, quiet: bool) -> None:
             jsonable(
                 {
                     "schema": COMPARE_SCHEMA,
-                    "problem": {**values, "delta": target.delta, "epsilon": target.epsilon},
+                    "problem": {
+                        **values,
+                        "adjacency": values["adjacency"] or ADJACENCY_OPTION.default,
+                        "delta": target.delta,
+                        "epsilon": target.epsilon,
+                    },
                     "rows": [_row(row) for row in rows],
                 }
             )
@@ -48,7 +55,7 @@ def _body(values: dict[str, Any], *, as_json: bool, quiet: bool) -> None:
         best = [row for row in rows if isinstance(row, Result)]
         print(best[0].method if best else "none")
     else:
-        show_comparison(rows)
+        show_comparison(rows, adjacency=adjacency)
 
 
 def _asked_for(kind: type[Method], values: dict[str, Any]) -> bool:

@@ -64,7 +64,7 @@ def _walk(folder: Path, runtime: Any, *, talk: bool) -> dict[str, Any]:
     target, parameters = document["target"], document["parameters"]
     say(
         f"[bold]plan[/bold]     forget any {document['problem']['group_size']} of {document['problem']['dataset_size']}"
-        f" digits at epsilon {target['epsilon']}, delta {ceiling(target['delta'], 4)}:"
+        f" digits (remove adjacency) at epsilon {target['epsilon']}, delta {ceiling(target['delta'], 4)}:"
         f" sigma {ceiling(parameters['sigma'])}, {parameters['unlearn_steps']} unlearning steps"
     )
 
@@ -113,7 +113,9 @@ def _plan() -> dict[str, Any]:
 
     dataset = load(_DATA)
     size, features = dataset.x_train.shape
-    method = Langevin.from_options(dataset_size=size, group_size=10, loss="softmax", l2=0.01, unlearn_steps=100)
+    method = Langevin.from_options(
+        dataset_size=size, group_size=10, adjacency="remove", loss="softmax", l2=0.01, unlearn_steps=100
+    )
     target = Target(epsilon=1.0, delta=1 / size)
     # Pixels run from 0 to 16 and their mean is near 5: a public constant, not computed from the training set.
     data = DataSpec(

@@ -15,7 +15,7 @@ from rdp_calc.documents import digest, pretty, read_document
 from rdp_calc.errors import DataError, InvalidInput
 from rdp_calc.methods import Method
 from rdp_calc.options import Option, read_float
-from rdp_calc.plan import PREPROCESS, DataSpec, plan_from_json, plan_from_result
+from rdp_calc.plan import PLAN_SCHEMA, PREPROCESS, DataSpec, plan_from_json, plan_from_result
 
 _DATA_OPTIONS = (
     Option(name="data", kind="text", help="Data to plan for: size, features and classes are read from it."),
@@ -40,6 +40,7 @@ def _add(app: typer.Typer, method: type[Method]) -> None:
     def body(values: dict[str, Any], *, output: Path, as_json: bool, quiet: bool) -> None:
         if values.get("model") is not None and values["model"] != values.get("loss"):
             raise InvalidInput(f"--model {values['model']} needs --loss {values['model']}, got {values.get('loss')}.")
+        _check_output(output)
         spec = _data_spec(values)
         target = read_target(values)
         problem = method.from_options(**split(values, method.OPTIONS))
@@ -60,6 +61,18 @@ def _add(app: typer.Typer, method: type[Method]) -> None:
 
     example = f"rdp-calc plan {method.EXAMPLE} -o plan.json"
     command(app, method.NAME, body, options, help=method.SUMMARY, example=example, output=True)
+
+
+def _check_output(path: Path) -> None:
+    """A plan may replace a plan and nothing else."""
+    if not path.exists():
+        return
+    try:
+        replaceable = read_document(path).get("schema") == PLAN_SCHEMA
+    except DataError:
+        replaceable = False
+    if not replaceable:
+        raise InvalidInput(f"{path} exists and is not a plan; choose a new name.")
 
 
 def _data_spec(values: dict[str, Any]) -> DataSpec:
@@ -127,7 +140,10 @@ def show(
     quiet: bool = typer.Option(False, "-q", "--quiet", help="Only the noise."),
 ) -> None:
     document = read_document(file)
-    plan_from_json(document)
+    try:
+        plan_from_json(document)
+    except InvalidInput as error:
+        raise DataError(f"{file} is not a plan this version can read: {error}") from None
     if document.get("digest") != digest(document):
         raise DataError("plan digest is wrong: the plan was changed after it was written; make a new one.")
     _show(document, as_json=as_json, quiet=quiet)

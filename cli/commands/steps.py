@@ -25,11 +25,13 @@ def _add(app: typer.Typer, method: type[Method]) -> None:
         result = calibrate.steps(problem, target, noise=noise, bound=values["bound"] or "best")
         show_result(result, as_json=as_json, quiet=quiet)
 
-    example = method.EXAMPLE.split(" --unlearn-steps")[0].replace(
+    example = "rdp-calc steps " + method.EXAMPLE.split(" --unlearn-steps")[0].replace(
         "--epsilon 1", f"--{method.NOISE.replace('_', '-')} 0.005 --epsilon 1", 1
     )
+    if not method.HAS_STEPS:
+        example = f"{method.NAME} has no steps: rdp-calc sigma {method.EXAMPLE}"
     shown = (noise_option(method), *TARGET_OPTIONS, *options, BOUND_OPTION)
-    command(app, method.NAME, body, shown, help=method.SUMMARY, example=f"rdp-calc steps {example}")
+    command(app, method.NAME, body, shown, help=method.SUMMARY, example=example)
 
 
 app = per_method(

@@ -88,7 +88,7 @@ class Langevin(Method):
         return cls(
             dataset_size=require(values, "dataset_size"),
             group_size=1 if values.get("group_size") is None else values["group_size"],
-            adjacency=values.get("adjacency") or "remove",
+            adjacency=require(values, "adjacency"),
             constants=constants,
             step_size=read_step_size(values.get("step_size"), constants),
             learn_steps=math.inf if values.get("learn_steps") is None else values["learn_steps"],

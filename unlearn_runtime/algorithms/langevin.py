@@ -147,5 +147,7 @@ def noisy_gradient_descent(
             weights.mul_(shrink).add_(gradient, alpha=-step_size).add_(noise, alpha=noise_std)
             if on_step is not None:
                 on_step(step + 1)
-    if not bool(torch.isfinite(weights).all()):
-        raise GuardFailed("weights are not finite after the run; check the data and the step size of the plan.")
+        if not bool(torch.isfinite(weights).all()):
+            raise GuardFailed("weights are not finite after the run; check the data and the step size of the plan.")
+        if steps:
+            guard.check(model, weights)

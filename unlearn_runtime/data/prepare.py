@@ -12,11 +12,11 @@ import numpy as np
 import numpy.typing as npt
 
 from rdp_calc.errors import DataError, GuardFailed, InvalidInput
+from rdp_calc.plan import PREPROCESS
 from unlearn_runtime.data.readers import Dataset
 
 Array = npt.NDArray[Any]
 
-MODES = ("none", "unit-norm", "center-unit-norm")
 # Within these the square of a norm neither overflows nor vanishes, in float32 data as in float64 arithmetic.
 SMALLEST_FEATURE_NORM, LARGEST_FEATURE_NORM = 1e-30, 1e30
 _CHUNK_VALUES = 2**18
@@ -111,8 +111,8 @@ def preprocess(
     finite; DataError for features that are not a finite (n, d) array of numbers, and when ``center`` is missing or
     has another length than d; GuardFailed in mode ``none`` for the first row that is longer than ``feature_norm``.
     """
-    if mode not in MODES:
-        raise InvalidInput(f"preprocess must be one of {', '.join(MODES)}, got {mode!r}.")
+    if mode not in PREPROCESS:
+        raise InvalidInput(f"preprocess must be one of {', '.join(PREPROCESS)}, got {mode!r}.")
     if not SMALLEST_FEATURE_NORM <= feature_norm <= LARGEST_FEATURE_NORM:
         raise InvalidInput(
             f"feature_norm must be in [{SMALLEST_FEATURE_NORM:g}, {LARGEST_FEATURE_NORM:g}], got {feature_norm}."
