@@ -117,7 +117,12 @@ def _verify_plan(document: dict[str, Any]) -> Report:
         checks.append(Check("plan fields", False, str(error)))
         return Report(kind="plan", level="none", delta_upper=None, checks=checks)
     checks.append(Check("plan fields", True, "every field is present and in its domain"))
-    checks += [_attempt(name, check, plan) for name, check in _PLAN_CHECKS]
+    checks.append(_attempt("constants", _constants, plan))
+    checks.append(_attempt("bound conditions", _bound, plan))
+    if not checks[-1].passed:
+        return Report(kind="plan", level="none", delta_upper=None, checks=checks)
+    checks.append(_attempt("noise_std", _noise_std, plan))
+    checks.append(_attempt("recorded mu and delta", _recorded, plan))
     delta_upper = _proved_delta(plan)
     detail = f"proved delta <= {delta_upper!r} at epsilon {plan.target.epsilon!r}; claimed {plan.target.delta!r}"
     checks.append(Check("delta", delta_upper <= plan.target.delta, detail))
@@ -300,14 +305,6 @@ def _evidence(plan: Plan) -> Evidence:
 def _mu(plan: Plan) -> arb:
     value = _evidence(plan).mu
     return arb.pos_inf() if value is None else value
-
-
-_PLAN_CHECKS: tuple[tuple[str, Callable[[Plan], str | None]], ...] = (
-    ("constants", _constants),
-    ("bound conditions", _bound),
-    ("noise_std", _noise_std),
-    ("recorded mu and delta", _recorded),
-)
 
 
 def _proved_delta(plan: Plan) -> float:

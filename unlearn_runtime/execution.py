@@ -20,6 +20,9 @@ from unlearn_runtime.glm import GeneralisedLinearModel
 from unlearn_runtime.noise import GaussianSource
 from unlearn_runtime.records import Records, prepare_records
 
+#: More chains than any measurement needs; a larger number is a typing error.
+MAX_CHAINS = 1_000_000
+
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
 Array = npt.NDArray[Any]
@@ -41,8 +44,8 @@ class Execution:
     retrain: bool = False
 
     def __post_init__(self) -> None:
-        if not self.chains >= 1:
-            raise InvalidInput(f"trials must be an integer >= 1, got {self.chains!r}.")
+        if not 1 <= self.chains <= MAX_CHAINS:
+            raise InvalidInput(f"trials must be an integer in 1..{MAX_CHAINS}, got {self.chains!r}.")
         if self.dtype is not None and self.dtype not in DTYPES:
             raise InvalidInput(f"dtype must be float32 or float64, got {self.dtype!r}.")
         if self.seed is not None and not 0 <= self.seed < 2**63:

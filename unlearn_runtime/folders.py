@@ -20,6 +20,8 @@ def check_free(target: Path) -> None:
         raise InvalidInput(f"output {str(target)[:80]} cannot be used: {error.strerror}.") from None
     if occupied:
         raise InvalidInput(f"output {target} exists and is not a folder; choose a new name.")
+    if target.is_dir() and target.samefile(Path.cwd()):
+        raise InvalidInput("output cannot be the folder you are in; name a new one.")
     if target.is_dir() and any(target.iterdir()):
         raise InvalidInput(f"output folder {target} is not empty; choose a new name.")
     parent = target.absolute().parent

@@ -10,8 +10,8 @@ import os
 import platform
 import secrets
 import time
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from dataclasses import field as dataclass_field
 from pathlib import Path
@@ -86,12 +86,23 @@ def run_plan(
     records = records_for(plan, dataset, ids, execution=execution, device=device, guard=guard)
     check_tails(plan, source, records.full.features * records.full.outputs)
     job = _Job(document, plan, records, execution, source, guard, progress or _silent)
-    with torch.no_grad():
+    with torch.no_grad(), _memory_named(execution):
         if phase == "learn":
             return job.write_learned(output, job.learn(records.full), dataset, data)
         before = job.learn(records.full) if learned is None else learned.weights_for(records.full, execution.chains)
         assert ids is not None
         return job.write_unlearned(output, before, learned, dataset, data, ids)
+
+
+@contextmanager
+def _memory_named(execution: Execution) -> Iterator[None]:
+    """Turn torch's way of saying that memory ran out into the option that asked for it."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, MemoryError) or "memory" in str(error):
+            raise InvalidInput(f"trials {execution.chains} need more memory than there is; use fewer.") from None
+        raise
 
 
 def _trusted_plan(document: dict[str, Any]) -> Plan:

@@ -140,10 +140,10 @@ def show(
     quiet: bool = typer.Option(False, "-q", "--quiet", help="Only the noise."),
 ) -> None:
     document = read_document(file)
+    if document.get("digest") != digest(document):
+        raise DataError("plan digest is wrong: the plan was changed after it was written; make a new one.")
     try:
         plan_from_json(document)
     except InvalidInput as error:
         raise DataError(f"{file} is not a plan this version can read: {error}") from None
-    if document.get("digest") != digest(document):
-        raise DataError("plan digest is wrong: the plan was changed after it was written; make a new one.")
     _show(document, as_json=as_json, quiet=quiet)

@@ -28,8 +28,6 @@ def _add(app: typer.Typer, method: type[Method]) -> None:
     example = "rdp-calc steps " + method.EXAMPLE.split(" --unlearn-steps")[0].replace(
         "--epsilon 1", f"--{method.NOISE.replace('_', '-')} 0.005 --epsilon 1", 1
     )
-    if not method.HAS_STEPS:
-        example = f"{method.NAME} has no steps: rdp-calc sigma {method.EXAMPLE}"
     shown = (noise_option(method), *TARGET_OPTIONS, *options, BOUND_OPTION)
     command(app, method.NAME, body, shown, help=method.SUMMARY, example=example)
 

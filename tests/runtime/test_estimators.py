@@ -48,8 +48,8 @@ def test_low_noise_limit_is_the_regularised_minimiser():
     """With next to no noise the fit is the minimiser that scikit-learn finds (C = 1 / (n l2), no intercept)."""
     X, y = load_breast_cancer(return_X_y=True)
     X = X / (1.0001 * np.linalg.norm(X, axis=1, keepdims=True))
-    model = _estimator(epsilon=1e6, unlearn_steps=30, l2=0.05, learn_steps=200).fit(X, y)
-    assert model.plan_.noise_std < 1e-8
+    model = _estimator(epsilon=30.0, unlearn_steps=30, l2=0.05, learn_steps=200).fit(X, y)
+    assert model.plan_.noise_std < 1e-6
     peer = LogisticRegression(C=1 / (len(y) * 0.05), fit_intercept=False, tol=1e-12, max_iter=10_000).fit(X, y)
     np.testing.assert_allclose(model.coef_, peer.coef_, rtol=0, atol=2e-5)
     model.unlearn([3])
@@ -66,7 +66,7 @@ def test_unlearn_is_bounded_by_the_plan(digits):
     with pytest.raises(DataError):
         model.unlearn([len(y)])
     model.unlearn([5, 7])
-    with pytest.raises(GuardFailed, match="covers one request"):
+    with pytest.raises(GuardFailed, match="unlearned already"):
         model.unlearn([8])
 
 

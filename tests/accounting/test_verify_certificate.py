@@ -1,0 +1,122 @@
+"""Certificates as documents: they hold for the plan that was carried out, and for nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from rdp_calc import verify_document
+from rdp_calc.certificate import RUN_CHECKS
+from rdp_calc.errors import DataError
+
+Document = dict[str, Any]
+Path = tuple[str | int, ...]
+
+
+def scaled(factor: float) -> Callable[[float], float]:
+    return lambda x: x * factor
+
+
+@pytest.fixture(scope="module")
+def certificate(papers: Any) -> Document:
+    return papers.certificate(papers.plan())
+
+
+@pytest.mark.parametrize("level", ["certified", "conditional"])
+def test_a_certificate_verifies(papers: Any, level: str) -> None:
+    made = papers.certificate(papers.plan() if level == "certified" else papers.typed_plan())
+    report = verify_document(made)
+    assert papers.failed(made) == set()
+    assert report.holds
+    assert report.claim_level == level
+    assert report.not_shown
+    assert made == papers.seal(made)
+
+
+def test_any_single_edit_breaks_the_certificate(papers: Any, certificate: Document) -> None:
+    paths = [path for path in papers.leaves(certificate) if path != ("signature",)]
+    assert len(paths) > 60
+    for path in paths:
+        edited = papers.changed(certificate, path, papers.another)
+        if path == ("schema",):
+            with pytest.raises(DataError, match="schema"):
+                verify_document(edited)
+        else:
+            assert "certificate digest" in papers.failed(edited), path
+
+
+CLAIMS: list[tuple[Path, Any, str]] = [
+    (("claim", "epsilon"), 0.5, "claim epsilon"),
+    (("claim", "epsilon"), 1, "claim epsilon"),
+    (("claim", "delta"), 1e-6, "claim delta"),
+    (("claim", "mu"), scaled(1 - 1e-15), "claim mu"),
+    (("claim", "adjacency"), "zero-out", "claim adjacency"),
+    (("claim", "group_size"), 3, "claim group size"),
+    (("claim", "level"), "conditional", "level"),
+    (("plan_digest",), "0" * 64, "plan binding"),
+    (("executed", "learn_steps"), 9999, "executed learn steps"),
+    (("executed", "unlearn_steps"), 4, "executed unlearn steps"),
+    (("executed", "noise_std"), scaled(1 - 1e-15), "executed noise"),
+    (("executed", "released_chain"), 1, "executed chain"),
+    (("executed", "random_source"), "seeded", "level"),
+    (("checks", 0, "pass"), False, f"run: {RUN_CHECKS[0]}"),
+    (("fingerprints", "algorithm"), "SHA-256", "fingerprint algorithm"),
+    (("signature",), "x", "signature"),
+    (("model_sha256",), "f" * 63, "model hash"),
+    (("fingerprints", "data"), "", "fingerprint data"),
+    (("plan", "parameters", "sigma"), scaled(0.5), "plan digest"),
+    (("plan",), None, "plan"),
+    (("checks",), [None], "certificate fields"),
+    (("fingerprints",), {}, "certificate fields"),
+]
+
+
+@pytest.mark.parametrize(("path", "value", "check"), CLAIMS)
+def test_a_certificate_that_claims_otherwise(
+    papers: Any, certificate: Document, path: Path, value: Any, check: str
+) -> None:
+    sealed = papers.seal(papers.changed(certificate, path, value))
+    assert check in papers.failed(sealed)
+    assert "certificate digest" not in papers.failed(sealed)
+    assert not verify_document(sealed).holds
+
+
+@pytest.mark.parametrize(
+    "block", ["plan", "claim", "executed", "fingerprints", "checks", "model_sha256", "plan_digest"]
+)
+def test_a_missing_block(papers: Any, certificate: Document, block: str) -> None:
+    assert papers.failed(papers.seal({key: value for key, value in certificate.items() if key != block}))
+
+
+def test_a_weak_plan_inside_a_consistent_certificate(papers: Any) -> None:
+    weak = papers.changed(papers.plan(), ("parameters", "sigma"), scaled(0.5))
+    weak = papers.seal(papers.changed(weak, ("parameters", "noise_std"), scaled(0.5)))
+    assert papers.failed(papers.certificate(weak)) == {"delta", "recorded mu and delta"}
+
+
+def test_a_conditional_plan_does_not_become_certified(papers: Any) -> None:
+    assert papers.failed(papers.certificate(papers.typed_plan(), level="certified")) == {"level"}
+    assert papers.failed(papers.certificate(papers.plan("lsi-published"), level="certified")) == {"level"}
+
+
+def test_a_seeded_run_reaches_no_level(papers: Any) -> None:
+    plan, seeded = papers.plan(), {"random_source": "seed 7"}
+    assert verify_document(papers.certificate(plan, executed=seeded, level="none")).holds
+    for level in ("certified", "conditional"):
+        assert papers.failed(papers.certificate(plan, executed=seeded, level=level)) == {"level"}
+
+
+@pytest.mark.parametrize("name", RUN_CHECKS)
+def test_every_check_of_the_run_must_be_recorded_and_passed(papers: Any, name: str) -> None:
+    plan, others = papers.plan(), [{"name": other, "pass": True} for other in RUN_CHECKS if other != name]
+    assert papers.failed(papers.certificate(plan, checks=others)) == {f"run: {name}"}
+    for twice in ([False], [False, True], [True, False]):
+        checks = [*others, *({"name": name, "pass": passed} for passed in twice)]
+        assert papers.failed(papers.certificate(plan, checks=checks)) == {f"run: {name}"}
+
+
+def test_a_failed_check_nobody_asked_for(papers: Any) -> None:
+    checks = [*({"name": name, "pass": True} for name in RUN_CHECKS), {"name": "extra", "pass": False}]
+    assert papers.failed(papers.certificate(papers.plan(), checks=checks)) == {"run: extra"}

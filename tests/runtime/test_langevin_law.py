@@ -1,0 +1,308 @@
+"""The law of the iterates: exact where the loss is quadratic, a minimiser found by scipy where noise vanishes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import torch
+from scipy.optimize import minimize
+from scipy.special import logsumexp
+
+from rdp_calc.errors import GuardFailed
+from unlearn_runtime.algorithms.langevin import RoundingGuard, initial_weights, noisy_gradient_descent
+from unlearn_runtime.glm import MODELS, GeneralisedLinearModel, Logistic
+from unlearn_runtime.noise import GaussianSource
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+Array = npt.NDArray[Any]
+CPU = torch.device("cpu")
+CHAINS = 20_000
+UNGUARDED = RoundingGuard(gap=math.inf, decay=1.0, step_size=1.0)
+
+
+class LeastSquares(GeneralisedLinearModel):
+    """(x.w - y)^2 / 2: a gradient that is linear in w, so that every iterate is exactly Gaussian."""
+
+    @classmethod
+    def from_arrays(cls, rows: Array, labels: Array, *, classes: int, device: torch.device) -> LeastSquares:
+        return cls(torch.from_numpy(rows), torch.from_numpy(labels)[:, None], divisor=len(rows), outputs=1)
+
+    def residuals_(self, products: torch.Tensor, labels: torch.Tensor) -> None:
+        products -= labels
+
+    def correct(self, products: torch.Tensor) -> torch.Tensor:
+        raise NotImplementedError
+
+
+def records(dtype: Any = np.float64) -> tuple[Array, Array]:
+    draws = np.random.default_rng(3)
+    x = draws.normal(size=(40, 3)) @ np.array([[1.0, 0.6, 0.0], [0.0, 0.8, 0.3], [0.0, 0.0, 0.4]])
+    return x.astype(dtype), (x @ np.array([1.0, -2.0, 0.5]) + draws.normal(size=40)).astype(dtype)
+
+
+def model_of(x: Array, y: Array, divisor: int) -> LeastSquares:
+    model = LeastSquares.from_arrays(x, y, classes=2, device=CPU)
+    return model.kept(torch.ones(len(x), dtype=torch.bool), divisor=divisor)  # type: ignore[return-value]
+
+
+def descend(model: GeneralisedLinearModel, weights: torch.Tensor, *, steps: int, **settings: float) -> None:
+    noisy_gradient_descent(
+        model,
+        weights,
+        steps=steps,
+        source=GaussianSource(CPU),
+        guard=UNGUARDED,
+        **settings,  # type: ignore[arg-type]
+    )
+
+
+class Gaussian:
+    """Mean and covariance of w <- (1 - step_size l2) w - step_size (X'X w - X'y)/divisor + N(0, noise_std^2)."""
+
+    def __init__(self, mean: Array, covariance: Array) -> None:
+        self.mean, self.covariance = mean, covariance
+
+    def after(
+        self, x: Array, y: Array, divisor: int, *, steps: int, step_size: float, l2: float, noise_std: float
+    ) -> Gaussian:
+        x, y = x.astype(np.float64), y.astype(np.float64)
+        transition = (1 - step_size * l2) * np.eye(3) - step_size * x.T @ x / divisor
+        mean, covariance = self.mean, self.covariance
+        for _ in range(steps):
+            mean = transition @ mean + step_size * x.T @ y / divisor
+            covariance = transition @ covariance @ transition.T + noise_std**2 * np.eye(3)
+        return Gaussian(mean, covariance)
+
+    def check(self, weights: torch.Tensor) -> None:
+        """Every mean and every covariance within 6.5 deviations of its sampling law over independent chains.
+
+        A sample covariance of R normal vectors has entry variance (C_ii C_jj + C_ij^2)/(R - 1) and chi-square tails,
+        at R = 20,000 normal to within a factor of 3 out there: twelve numbers of 1e-10, less than 1e-8 in all.
+        """
+        chains = weights.shape[1]
+        deviations = np.sqrt(np.diag(self.covariance))
+        assert (np.abs(weights.mean(dim=1).numpy() - self.mean) <= 6.5 * deviations / math.sqrt(chains)).all()
+        outer = np.outer(deviations, deviations)
+        width = np.sqrt((outer**2 + self.covariance**2) / (chains - 1))
+        assert (np.abs(np.cov(weights.numpy()) - self.covariance) <= 6.5 * width).all()
+
+
+ORIGIN = Gaussian(np.zeros(3), np.zeros((3, 3)))
+SETTINGS = {"step_size": 0.7, "l2": 0.15, "noise_std": 0.1}
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("steps", [1, 2, 15])
+def test_law_of_the_final_iterate(steps: int, dtype: Any) -> None:
+    x, y = records(dtype)
+    weights = torch.zeros(3, CHAINS, dtype=torch.float64)
+    descend(model_of(x, y, 40), weights, steps=steps, **SETTINGS)
+    ORIGIN.after(x, y, 40, steps=steps, **SETTINGS).check(weights)
+
+
+def test_law_check_can_fail() -> None:
+    # Each of these laws is at least 12 deviations of the sampled mean or covariance away: missed with Q(5.5) = 2e-8.
+    x, y = records()
+    weights = torch.zeros(3, CHAINS, dtype=torch.float64)
+    descend(model_of(x, y, 40), weights, steps=4, **SETTINGS)
+    wrong = [
+        ORIGIN.after(x, y, 40, steps=3, **SETTINGS),
+        ORIGIN.after(x, y, 41, steps=4, **SETTINGS),
+        ORIGIN.after(x[:-1], y[:-1], 40, steps=4, **SETTINGS),
+        ORIGIN.after(x, y, 40, steps=4, **(SETTINGS | {"l2": 0.14})),
+        ORIGIN.after(x, y, 40, steps=4, **(SETTINGS | {"noise_std": 0.09})),
+        ORIGIN.after(x, y, 40, steps=4, **(SETTINGS | {"step_size": 0.65})),
+    ]
+    for law in wrong:
+        with pytest.raises(AssertionError):
+            law.check(weights)
+    ORIGIN.after(x, y, 40, steps=4, **SETTINGS).check(weights)
+
+
+@pytest.mark.parametrize("divisor", [36, 40])
+def test_learning_then_unlearning(divisor: int) -> None:
+    # Four records leave; the mean of what is left is over 36 (remove) or still over 40 (zero-out and replace).
+    x, y = records()
+    weights = torch.zeros(3, CHAINS, dtype=torch.float64)
+    descend(model_of(x, y, 40), weights, steps=10, **SETTINGS)
+    descend(model_of(x[4:], y[4:], divisor), weights, steps=5, **SETTINGS)
+    learned = ORIGIN.after(x, y, 40, steps=10, **SETTINGS)
+    learned.after(x[4:], y[4:], divisor, steps=5, **SETTINGS).check(weights)
+
+
+def test_start_from_a_random_point() -> None:
+    x, y = records()
+    model = model_of(x, y, 40)
+    weights = initial_weights(model, CHAINS, std=2.0, source=GaussianSource(CPU))
+    descend(model, weights, steps=2, **SETTINGS)
+    Gaussian(np.zeros(3), 4.0 * np.eye(3)).after(x, y, 40, steps=2, **SETTINGS).check(weights)
+
+
+def test_zero_steps_change_nothing() -> None:
+    x, y = records()
+    weights = torch.ones(3, 2, dtype=torch.float64)
+    descend(model_of(x, y, 40), weights, steps=0, **SETTINGS)
+    assert torch.equal(weights, torch.ones(3, 2, dtype=torch.float64))
+
+
+def test_steps_are_counted_one_by_one() -> None:
+    x, y = records()
+    seen: list[int] = []
+    noisy_gradient_descent(
+        model_of(x, y, 40),
+        torch.zeros(3, 1, dtype=torch.float64),
+        steps=5,
+        source=GaussianSource(CPU),
+        guard=RoundingGuard(gap=1.0, decay=1.0, step_size=0.5),
+        on_step=seen.append,
+        **SETTINGS,
+    )
+    assert seen == [1, 2, 3, 4, 5]
+
+
+@pytest.mark.parametrize("size", [1.0, 1e3, 1e9])
+def test_regulariser_is_never_clipped(size: float) -> None:
+    # Without records and noise a step multiplies by exactly 1 - step_size l2, however long the weights are.
+    empty = Logistic(torch.zeros(0, 4, dtype=torch.float32), torch.zeros(0), divisor=1, outputs=1)
+    start = size * torch.arange(-4, 4, dtype=torch.float64).view(4, 2)
+    weights = start.clone()
+    descend(empty, weights, steps=3, step_size=0.5, l2=0.25, noise_std=0.0)
+    assert torch.equal(weights, start * 0.875**3)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("loss", ["logistic", "softmax"])
+def test_vanishing_noise_ends_at_the_minimiser(
+    loss: str, dtype: Any, blobs: Callable[..., tuple[Array, Array]]
+) -> None:
+    outputs, l2, noise_std = (1, 0.05, 1e-6) if loss == "logistic" else (3, 0.05, 1e-6)
+    x, y = blobs(n=80, classes=max(2, outputs))
+    x = x.astype(dtype)
+    labels = 2.0 * y - 1 if loss == "logistic" else y
+
+    def objective(flat: Array) -> float:
+        if loss == "logistic":
+            data = np.logaddexp(0, -labels * (x.astype(np.float64) @ flat)).mean()
+        else:
+            scores = x.astype(np.float64) @ flat.reshape(3, 4).T
+            data = (logsumexp(scores, axis=1) - scores[np.arange(80), y]).mean()
+        return float(data + l2 / 2 * flat @ flat)
+
+    # Derivatives by central differences of the objective in steps of 1e-5: accurate to about 1e-10.
+    def slope(flat: Array) -> Array:
+        steps = 1e-5 * np.eye(len(flat))
+        return np.array([(objective(flat + e) - objective(flat - e)) / 2e-5 for e in steps])
+
+    solved = minimize(objective, np.zeros(4 * outputs), jac=slope, method="BFGS", options={"gtol": 1e-9})
+    best = solved.x.reshape(outputs, 4).T
+    assert np.abs(slope(solved.x)).max() < 1e-8
+
+    model = MODELS[loss].from_arrays(x.copy(), labels, classes=max(2, outputs), device=CPU)
+    chains = 25
+    weights = torch.zeros(4, chains * outputs, dtype=torch.float64)
+    smoothness = l2 + (0.25 if loss == "logistic" else 0.5)
+    descend(model, weights, steps=300, step_size=2 / (smoothness + l2), l2=l2, noise_std=noise_std)
+    mean = weights.view(4, chains, outputs).mean(dim=1).numpy()
+    # A slope wrong by g moves the minimiser by g/l2: 2e-7 for scipy's, 5e-6 for a float32 gradient (80 terms, 1e-7 of
+    # their size). One coordinate of a chain has deviation at most noise_std/sqrt(1 - c^2), c the contraction.
+    c = (smoothness - l2) / (smoothness + l2)
+    spread = 6 * noise_std / math.sqrt((1 - c**2) * chains)
+    assert np.abs(mean - best).max() <= spread + (5e-6 if dtype is np.float32 else 2e-7)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_weights_that_are_not_finite_are_refused(bad: float, dtype: torch.dtype) -> None:
+    model = Logistic(torch.ones(3, 2, dtype=dtype), torch.ones(3), divisor=3, outputs=1)
+    weights = torch.tensor([[bad, 0.0], [0.0, 0.0]], dtype=torch.float64)
+    for steps in (0, 3):
+        with pytest.raises(GuardFailed):
+            noisy_gradient_descent(
+                model,
+                weights.clone(),
+                steps=steps,
+                step_size=0.5,
+                l2=0.1,
+                noise_std=0.1,
+                source=GaussianSource(CPU),
+                guard=RoundingGuard(gap=1.0, decay=1.0, step_size=0.5),
+            )
+
+
+def test_rounding_guard_measures_the_worst_chain() -> None:
+    draws = np.random.default_rng(5)
+    x = draws.normal(size=(500, 4)).astype(np.float32)
+    model = Logistic(torch.from_numpy(x), torch.zeros(500), divisor=500, outputs=1)
+    weights = torch.from_numpy(draws.normal(size=(4, 3)))
+    # The stored rows are -y x, so the loss of a record is ln(1 + exp(row.w)).
+    expected = x.astype(np.float64).T @ (1 / (1 + np.exp(-x.astype(np.float64) @ weights.numpy()))) / 500
+    errors = np.linalg.norm(model.mean_gradient(weights.float()).numpy() - expected, axis=0)
+    worst = float(errors.max())
+    # So large a step that the roundings of the update do not count.
+    guard = RoundingGuard(gap=1.0, decay=1.0, step_size=1e30)
+    # The oracle itself is good to a float64 rounding of 500 terms.
+    assert guard.measure(model, weights) == pytest.approx(worst, abs=1e-13)
+    assert guard.largest == pytest.approx(worst, abs=1e-13)
+    # Twice the error may be 1e-3 of what is left of the gap: the edge is at gap x decay = 2000 x error.
+    RoundingGuard(gap=4 * 2001 * worst, decay=0.25, step_size=1e30).check(model, weights)
+    with pytest.raises(GuardFailed, match="float64"):
+        RoundingGuard(gap=4 * 1999 * worst, decay=0.25, step_size=1e30).check(model, weights)
+
+
+def test_rounding_guard_remembers_the_largest_error() -> None:
+    draws = np.random.default_rng(6)
+    x = draws.normal(size=(500, 4)).astype(np.float32)
+    model = Logistic(torch.from_numpy(x), torch.zeros(500), divisor=500, outputs=1)
+    guard = RoundingGuard(gap=1.0, decay=1.0, step_size=1.0)
+    guard.measure(model, torch.from_numpy(100 * draws.normal(size=(4, 1))))
+    before = guard.largest
+    assert before > 0
+    guard.measure(model, torch.zeros(4, 1, dtype=torch.float64))
+    assert guard.largest == before
+
+
+def test_rounding_guard_knows_the_limits_of_float64_and_of_the_update() -> None:
+    draws = np.random.default_rng(7)
+    model = Logistic(torch.from_numpy(draws.normal(size=(500, 4))), torch.zeros(500), divisor=500, outputs=1)
+    weights = torch.from_numpy(draws.normal(size=(4, 1)))
+    RoundingGuard(gap=1e-6, decay=1.0, step_size=1.0).check(model, weights)
+    with pytest.raises(GuardFailed, match="fewer unlearning steps"):
+        RoundingGuard(gap=1e-6, decay=1e-12, step_size=1.0).check(model, weights)
+    # Without records only the three roundings of the update remain, each half a unit in the last place of the weights,
+    # and a step of 1e-9 makes them look 1e9 times larger as gradients.
+    empty = model.kept(torch.zeros(500, dtype=torch.bool), divisor=1)
+    guard = RoundingGuard(gap=1.0, decay=1.0, step_size=1e-9)
+    assert 3 * 2.0**-53 <= guard.measure(empty, weights) * 1e-9 / float(weights.norm()) <= 20 * 2.0**-53
+
+
+@pytest.mark.parametrize("steps", [100, 7])
+def test_rounding_is_checked_during_the_run_and_not_only_at_its_start(steps: int) -> None:
+    # At zero weights every residual is 1/2 and every sum exact; the error only appears once the weights have moved.
+    x = torch.tensor([[1.0, 0.5], [0.5, -1.0]], dtype=torch.float32)
+    model = Logistic(x, torch.zeros(2), divisor=2, outputs=1)
+    start = torch.zeros(2, 1, dtype=torch.float64)
+    guard = RoundingGuard(gap=1e-9, decay=1.0, step_size=1.0)
+    guard.check(model, start)
+    assert guard.largest == 0.0
+    reached: list[int] = []
+    with pytest.raises(GuardFailed, match="rounding error"):
+        noisy_gradient_descent(
+            model,
+            start,
+            steps=steps,
+            step_size=1.0,
+            l2=0.1,
+            noise_std=0.1,
+            source=GaussianSource(CPU),
+            guard=guard,
+            on_step=reached.append,
+        )
+    assert reached
+    # At least ten looks in a run, or one in every step.
+    assert reached[-1] <= max(1, steps // 10)
