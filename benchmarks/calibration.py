@@ -19,7 +19,12 @@ def main() -> None:
     problems = [
         (
             Langevin.from_options(
-                dataset_size=11982 + i, loss="logistic", l2=0.011982, step_size="1/L", unlearn_steps=1 + i % 20
+                dataset_size=11982 + i,
+                adjacency="remove",
+                loss="logistic",
+                l2=0.011982,
+                step_size="1/L",
+                unlearn_steps=1 + i % 20,
             ),
             Target(epsilon=0.05 * 1.05**i, delta=1e-5),
         )
