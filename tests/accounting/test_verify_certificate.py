@@ -62,6 +62,10 @@ CLAIMS: list[tuple[Path, Any, str]] = [
     (("executed", "released_chain"), 1, "executed chain"),
     (("executed", "random_source"), "seeded", "level"),
     (("checks", 0, "pass"), False, f"run: {RUN_CHECKS[0]}"),
+    (("executed", "generator"), "torch CPU, float32", "execution"),
+    (("executed", "device"), "abacus", "execution"),
+    (("executed", "matrix_dtype"), "bfloat16", "execution"),
+    (("executed", "update_dtype"), "float32", "execution"),
     (("fingerprints", "algorithm"), "SHA-256", "fingerprint algorithm"),
     (("signature",), "x", "signature"),
     (("model_sha256",), "f" * 63, "model hash"),
@@ -88,6 +92,18 @@ def test_a_certificate_that_claims_otherwise(
 )
 def test_a_missing_block(papers: Any, certificate: Document, block: str) -> None:
     assert papers.failed(papers.seal({key: value for key, value in certificate.items() if key != block}))
+
+
+def test_no_field_may_be_missing_or_unknown(papers: Any, certificate: Document) -> None:
+    for block in ((), ("claim",), ("executed",), ("fingerprints",), ("versions",)):
+        inside: Any = certificate
+        for key in block:
+            inside = inside[key]
+        assert papers.failed(papers.seal(papers.changed(certificate, (*block, "audited"), "yes"))) == {"fields"}
+        for name in set(inside) - {"schema", "digest", "plan"}:
+            without = {key: value for key, value in inside.items() if key != name}
+            edited = papers.changed(certificate, block, without) if block else without
+            assert papers.failed(papers.seal(edited)), (*block, name)
 
 
 def test_a_weak_plan_inside_a_consistent_certificate(papers: Any) -> None:
