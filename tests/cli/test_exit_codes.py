@@ -531,6 +531,17 @@ def test_markup_and_newlines_in_bad_input(rdp: Call) -> None:
             assert found.out == ""
             assert found.err.startswith("error: ")
             assert found.err.count("\n") == 1
+            assert found.err.removesuffix("\n").isprintable()
+
+
+def test_plan_replaces_nothing_but_a_plan(rdp: Call) -> None:
+    plan = f"plan {LANGEVIN} --unlearn-steps 2 --delta 1e-5"
+    for name, content in (("notes.txt", "mine"), ("other.json", '{"schema": "mine"}'), ("empty.json", "")):
+        Path(name).write_text(content)
+        check_refused(rdp, f"{plan} --epsilon 1 -o {name}", 2, [name])
+    for epsilon in (1.0, 2.0):
+        assert rdp(f"{plan} --epsilon {epsilon} -o plan.json").code == 0
+        assert json.loads(Path("plan.json").read_text())["target"]["epsilon"] == epsilon
 
 
 def test_interrupt(rdp: Call, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import mpmath
@@ -102,6 +103,22 @@ def test_several_blocks_are_really_walked(loss: str, monkeypatch: pytest.MonkeyP
     problem.model.mean_gradient(problem.weights(1))
     # Two workers, four blocks of one size: the first and third, then the second and fourth.
     assert seen == [175, 175, 175, 175]
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3, 7])
+@pytest.mark.parametrize("n", [1, 5, 700])
+@pytest.mark.parametrize("loss", ["logistic", "softmax"])
+def test_workers_share_the_rows(loss: str, n: int, threads: int, blocks: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    problem = Problem(loss, n)
+    with ThreadPoolExecutor(threads) as workers:
+        for chains in (2, 1):
+            weights = problem.weights(chains)
+            expected = problem.gradient(weights, n)
+            found = [problem.model.mean_gradient(weights, workers=workers).clone() for _ in range(5)]
+            assert (found[0] - expected).abs().max() <= problem.tolerance(n, np.float64)
+            # One order of summation, whichever worker is first.
+            assert all(torch.equal(other, found[0]) for other in found[1:])
 
 
 @pytest.mark.parametrize("loss", ["logistic", "softmax"])

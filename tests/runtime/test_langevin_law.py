@@ -14,6 +14,7 @@ from scipy.optimize import minimize
 from scipy.special import logsumexp
 
 from rdp_calc.errors import GuardFailed
+from unlearn_runtime.algorithms import langevin
 from unlearn_runtime.algorithms.langevin import RoundingGuard, initial_weights, noisy_gradient_descent
 from unlearn_runtime.glm import MODELS, GeneralisedLinearModel, Logistic
 from unlearn_runtime.noise import GaussianSource
@@ -164,6 +165,53 @@ def test_steps_are_counted_one_by_one() -> None:
         **SETTINGS,
     )
     assert seen == [1, 2, 3, 4, 5]
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_threads_change_rounding_only_and_are_put_back(shared: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(langevin, "_SMALL_STEP_FLOPS", 0.0 if shared else math.inf)
+    x, y = records()
+    seen: list[tuple[bool, int]] = []
+    original = LeastSquares.mean_gradient
+
+    def watched(self: LeastSquares, weights: torch.Tensor, *, workers: Any = None) -> torch.Tensor:
+        seen.append((workers is not None, torch.get_num_threads()))
+        return original(self, weights, workers=workers)
+
+    ends = []
+    for threads in (1, 3):
+        torch.set_num_threads(threads)
+        try:
+            model, weights = model_of(x, y, 40), torch.zeros(3, 5, dtype=torch.float64)
+            monkeypatch.setattr(LeastSquares, "mean_gradient", watched)
+            noisy_gradient_descent(
+                model, weights, steps=6, source=GaussianSource(CPU, seed=1), guard=UNGUARDED, **SETTINGS
+            )
+            assert torch.get_num_threads() == threads
+
+            def stop(step: int) -> None:
+                raise KeyboardInterrupt
+
+            with pytest.raises(KeyboardInterrupt):
+                noisy_gradient_descent(
+                    model,
+                    weights.clone(),
+                    steps=6,
+                    source=GaussianSource(CPU),
+                    guard=UNGUARDED,
+                    on_step=stop,
+                    **SETTINGS,
+                )
+            assert torch.get_num_threads() == threads
+        finally:
+            torch.set_num_threads(1)
+            monkeypatch.setattr(LeastSquares, "mean_gradient", original)
+        ends.append(weights)
+    assert (ends[0] - ends[1]).abs().max() < 1e-13
+    # Each product is single-threaded, and workers are there only where they pay.
+    assert {count for _, count in seen} == {1}
+    assert {used for used, _ in seen[:7]} == {False}
+    assert {used for used, _ in seen[7:]} == {shared}
 
 
 @pytest.mark.parametrize("size", [1.0, 1e3, 1e9])

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import mpmath
 import numpy as np
 import numpy.typing as npt
 import pytest
@@ -451,6 +452,22 @@ def test_decay_beyond_floating_point_is_refused(
     with pytest.raises(GuardFailed, match="fewer unlearning steps"):
         run_plan(plan, data=save_npz(*blobs()), output=tmp_path / "run", forget="1")
     assert not (tmp_path / "run").exists()
+
+
+def test_delta_below_what_the_sampler_can_bear(
+    tmp_path: Path, make_plan: MakePlan, blobs: Blobs, save_npz: Save
+) -> None:
+    # numpy's ziggurat returns at most r + sqrt(2 x 53 ln 2), r = 3.6541528853610088. With 4 coordinates and 10 steps
+    # both laws are that far from exact noise; (1 + e^epsilon) times it may be a thousandth of delta.
+    data = save_npz(*blobs())
+    with mpmath.workdps(30):
+        end = mpmath.mpf("3.6541528853610088") + mpmath.sqrt(2 * 53 * mpmath.log(2))
+        edge = float(1000 * (1 + mpmath.e) * 40 * mpmath.erfc(end / mpmath.sqrt(2)))
+    assert 1e-30 < edge < 1e-28
+    run_plan(make_plan(delta=1.5 * edge).to_json(), data=data, output=tmp_path / "enough", forget="1")
+    with pytest.raises(GuardFailed, match="larger delta"):
+        run_plan(make_plan(delta=edge / 1.5).to_json(), data=data, output=tmp_path / "less", forget="1")
+    assert not (tmp_path / "less").exists()
 
 
 # Rows and labels

@@ -138,6 +138,33 @@ def test_devices(tmp_path: Path, make_plan: MakePlan, data: str, monkeypatch: py
             )
 
 
+@pytest.mark.xfail(strict=True, raises=RuntimeError, reason="memory for the trial of the arithmetic is not covered")
+@pytest.mark.parametrize("name", ["_trial_weights", "prepare_records"])
+def test_memory_that_runs_out_before_the_first_step(
+    name: str, tmp_path: Path, make_plan: MakePlan, data: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from unlearn_runtime import execution
+
+    def full(*args: Any, **settings: Any) -> Any:
+        raise RuntimeError("can't allocate memory: you tried to allocate 5120000000 bytes")
+
+    monkeypatch.setattr(execution, name, full)
+    with refused(tmp_path, InvalidInput, "memory"):
+        run_plan(make_plan().to_json(), data=data, output=tmp_path / "run", forget="1")
+
+
+@pytest.mark.parametrize("fault", [RuntimeError("not enough memory"), MemoryError()], ids=["torch", "python"])
+def test_memory_that_runs_out_later(
+    fault: Exception, tmp_path: Path, make_plan: MakePlan, data: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*args: Any, **settings: Any) -> Any:
+        raise fault
+
+    monkeypatch.setattr(module, "noisy_gradient_descent", full)
+    with refused(tmp_path, InvalidInput, "memory"):
+        run_plan(make_plan().to_json(), data=data, output=tmp_path / "run", forget="1")
+
+
 # Plans
 
 
