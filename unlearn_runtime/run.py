@@ -83,10 +83,10 @@ def run_plan(
     learned = None if start is None else Learned.read(start, document, dataset)
     source = GaussianSource(device, seed=execution.seed)
     guard = rounding_guard(plan)
-    records = records_for(plan, dataset, ids, execution=execution, device=device, guard=guard)
-    check_tails(plan, source, records.full.features * records.full.outputs)
-    job = _Job(document, plan, records, execution, source, guard, progress or _silent)
     with torch.no_grad(), _memory_named(execution):
+        records = records_for(plan, dataset, ids, execution=execution, device=device, guard=guard)
+        check_tails(plan, source, records.full.features * records.full.outputs)
+        job = _Job(document, plan, records, execution, source, guard, progress or _silent)
         if phase == "learn":
             return job.write_learned(output, job.learn(records.full), dataset, data)
         before = job.learn(records.full) if learned is None else learned.weights_for(records.full, execution.chains)

@@ -138,7 +138,6 @@ def test_devices(tmp_path: Path, make_plan: MakePlan, data: str, monkeypatch: py
             )
 
 
-@pytest.mark.xfail(strict=True, raises=RuntimeError, reason="memory for the trial of the arithmetic is not covered")
 @pytest.mark.parametrize("name", ["_trial_weights", "prepare_records"])
 def test_memory_that_runs_out_before_the_first_step(
     name: str, tmp_path: Path, make_plan: MakePlan, data: str, monkeypatch: pytest.MonkeyPatch
