@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import sys
 from typing import Any
 
 import pytest
@@ -290,3 +291,12 @@ def test_the_whole_domain_against_the_closed_form(
     else:
         assert oracle.gauss_delta(found, mu) <= target.delta
         assert found <= 2.3e-308 or oracle.gauss_delta(oracle.mp.mpf(found) * (1 - 1e-12), mu) > target.delta
+
+
+@pytest.mark.parametrize("bound", ["shifted", "lsi-published"])
+@pytest.mark.parametrize("steps", [10**6, 10**9])
+def test_a_value_that_underflows_is_not_no_noise(bound: str, steps: int) -> None:
+    # e^(-K m eta / alpha) underflows; zero noise would still be no guarantee at all.
+    values = {"lipschitz": 1.0, "smoothness": 1.0, "strong_convexity": 0.5, "step_size": 1.0}
+    built = Langevin.from_options(dataset_size=100, adjacency="remove", unlearn_steps=steps, **values)
+    assert rdp_calc.noise(built, Target(epsilon=1.0, delta=1e-5), bound=bound).sigma == sys.float_info.min

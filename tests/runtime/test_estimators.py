@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import pickle
+
+import mpmath
 import numpy as np
 import pytest
+import torch
 from sklearn.base import clone
 from sklearn.datasets import load_breast_cancer, load_digits
 from sklearn.linear_model import LogisticRegression
@@ -13,6 +17,7 @@ from sklearn.preprocessing import FunctionTransformer
 from rdp_calc import verify_document
 from rdp_calc.errors import DataError, GuardFailed
 from unlearn_runtime import LangevinClassifier
+from unlearn_runtime.noise import GaussianSource
 
 
 @pytest.fixture(scope="module")
@@ -73,3 +78,50 @@ def test_unlearn_is_bounded_by_the_plan(digits):
 def test_adjacency_has_no_default():
     with pytest.raises(TypeError, match="adjacency"):
         LangevinClassifier(epsilon=1.0)
+
+
+def test_settings_changed_after_fit_change_nothing(digits):
+    X, y = digits
+    model = _estimator(seed=1, group_size=2).fit(X, y)
+    changed = _estimator(seed=1, group_size=2).fit(X, y).set_params(unlearn_steps=0, l2=0.0, group_size=300)
+    np.testing.assert_array_equal(model.unlearn([3]).coef_, changed.unlearn([3]).coef_)
+    assert model.certificate_level_ == "none"
+    with pytest.raises(GuardFailed, match="the plan covers 2"):
+        _estimator(group_size=2).fit(X, y).set_params(group_size=300).unlearn(range(5))
+
+
+def test_rows_changed_after_fit_change_nothing(digits):
+    X, y = digits[0].astype(np.float64), digits[1]
+    model, other = _estimator(seed=1), _estimator(seed=1)
+    model.fit(X, y)
+    mine = X.copy()
+    other.fit(mine, y)
+    mine *= -1
+    np.testing.assert_array_equal(model.unlearn([3]).coef_, other.unlearn([3]).coef_)
+
+
+def test_a_saved_model_holds_neither_rows_nor_random_state(digits):
+    X, y = digits[0].astype(np.float64), digits[1]
+    model = _estimator().fit(X, y)
+    for state in (model, model.unlearn([3])):
+        saved = pickle.dumps(state)
+        assert X[3].tobytes() not in saved
+        assert b"PCG64" not in saved
+        loaded = pickle.loads(saved)
+        np.testing.assert_array_equal(loaded.predict(X), model.predict(X))
+        with pytest.raises(GuardFailed):
+            loaded.unlearn([5])
+
+
+def test_delta_below_the_tails_of_the_sampler_is_refused(digits):
+    X, y = digits
+    with pytest.raises(GuardFailed, match="too small for this sampler"):
+        _estimator(delta=1e-28).fit(X, y)
+    _estimator(delta=1e-20).fit(X, y)
+
+
+def test_samplers_end_where_they_say():
+    """P(|Z| > 12.23) and P(|Z| > 8.57), to 30 digits by mpmath; the ziggurat's tail starts at 3.6541."""
+    cpu = GaussianSource(torch.device("cpu"))
+    end = 3.6541528853610088 + float(mpmath.sqrt(2 * 53 * mpmath.log(2)))
+    assert cpu.missing_mass == pytest.approx(float(mpmath.erfc(end / mpmath.sqrt(2))), rel=0.01)
