@@ -10,21 +10,15 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 
-from flint import arb
-
 from rdp_calc import registry
 from rdp_calc.errors import InvalidInput, NotApplicable, RdpCalcError, TargetUnreachable
-from rdp_calc.evidence import Bound, Evidence
-from rdp_calc.methods import Method
-from rdp_calc.methods.langevin import MAX_STEPS
+from rdp_calc.evidence import PROPOSAL_BITS, Bound, Evidence
+from rdp_calc.methods import MAX_STEPS, Method
 from rdp_calc.problem import Target
 from rdp_calc.profiles.gaussian import check_delta, check_epsilon
-from rdp_calc.reals import at_most, enclose, precision, round_up
+from rdp_calc.reals import ACCURACY_BITS, enclose, precision, round_up
 from rdp_calc.result import Alternative, Result
-from rdp_calc.search import LARGEST, Found, smallest_passing, smallest_passing_integer
-
-_PROPOSAL_BITS = 160
-
+from rdp_calc.search import smallest_passing_integer
 
 def noise(method: Method, target: Target, *, bound: str = "best") -> Result:
     """The smallest noise (method.NOISE) at which ``method`` meets ``target``, proved, with the failing neighbour.
@@ -68,137 +62,127 @@ def _check_noise(method: Method, value: float) -> None:
 
 def _noise(method: Method, bound: Bound, target: Target) -> Result:
     bound.check_epsilon(target.epsilon)
-    found = Found(0.0, None)
-    with precision(_PROPOSAL_BITS):
-        proposal = min(bound.propose_noise(method, target), LARGEST)
-        # At the smallest noise the best order is the proposal's to second order; fixing it saves a search.
-        alpha = bound.evidence(method, proposal, target.epsilon).alpha if proposal > 0 else None
-    # No noise at all suffices only where the two runs end at the same point, and then the proposal is 0 too.
-    if proposal > 0 or not _meets(method, bound, 0.0, target.epsilon, target.delta):
-        search = smallest_passing(
-            lambda value: _meets(method, bound, value, target.epsilon, target.delta, alpha=alpha), proposal
+    answer = bound.find_noise(method, target)
+    if answer is None:
+        raise TargetUnreachable(
+            f"no noise in double precision meets epsilon = {target.epsilon!r}, delta = {target.delta!r} with bound"
+            f" {bound.name}: {bound.floor(method, target)}."
         )
-        if search is None:
-            raise TargetUnreachable(
-                f"no noise in double precision meets epsilon = {target.epsilon!r}, delta = {target.delta!r} with bound"
-                f" {bound.name}; raise epsilon or the number of unlearning steps."
-            )
-        found = search
+    found, evidence = answer
     return _result(
         "sigma",
         method,
         bound,
+        evidence,
         noise=found.value,
         epsilon=target.epsilon,
         target=(target.epsilon, target.delta),
         failing=(method.NOISE, found.failing),
         answer=found.value,
-        alpha=alpha,
     )
 
 
 def _epsilon(method: Method, bound: Bound, noise: float, delta: float) -> Result:
-    found, alpha = Found(0.0, None), None
-    if not _meets(method, bound, noise, 0.0, delta):
-        with precision(_PROPOSAL_BITS):
-            proposal = bound.propose_epsilon(method, noise, delta)
-            alpha = bound.evidence(method, noise, proposal).alpha
-        search = smallest_passing(lambda value: _meets(method, bound, noise, value, delta, alpha=alpha), proposal)
-        if search is None:
-            raise TargetUnreachable(
-                f"{method.NOISE} = {noise!r} gives no finite epsilon with bound {bound.name}; raise the noise."
-            )
-        found = search
+    answer = bound.find_epsilon(method, noise, delta)
+    if answer is None:
+        raise TargetUnreachable(
+            f"{method.NOISE} = {noise!r} gives no finite epsilon with bound {bound.name}: raise the noise, or"
+            f" {bound.floor(method, Target(epsilon=1.0, delta=delta))}."
+        )
+    found, evidence = answer
     return _result(
         "epsilon",
         method,
         bound,
+        evidence,
         noise=noise,
         epsilon=found.value,
         target=(None, delta),
         failing=("epsilon", found.failing),
         answer=found.value,
         delta=delta,
-        alpha=alpha,
     )
 
 
 def _delta(method: Method, bound: Bound, noise: float, epsilon: float) -> Result:
     bound.check_epsilon(epsilon)
-    _, value = _proved(method, bound, noise, epsilon, None)
-    return _result(
+    evidence = bound.evidence(method, noise, epsilon)
+    result = _result(
         "epsilon",
         method,
         bound,
+        evidence,
         noise=noise,
         epsilon=epsilon,
         target=(epsilon, None),
         failing=("delta", None),
-        answer=value,
+        answer=0.0,
     )
+    return replace(result, answer=result.delta_upper)
 
 
 def _steps(method: Method, bound: Bound, target: Target, noise: float) -> Result:
     bound.check_epsilon(target.epsilon)
-    search = smallest_passing_integer(
-        lambda k: _meets(method.with_unlearn_steps(k), bound, noise, target.epsilon, target.delta), ceiling=MAX_STEPS
-    )
-    if search is None:
-        raise TargetUnreachable(
-            f"{MAX_STEPS:.0e} unlearning steps do not meet epsilon = {target.epsilon!r}, delta = {target.delta!r} at"
-            f" {method.NOISE} = {noise!r} with bound {bound.name}; raise the noise, the step size or epsilon."
-        )
-    count, failing = search
+    counts: list[int] = []
+    solved = bound.solve_requests(method, target, noise)
+    if solved is not None:
+        counts, failing = solved
+    else:
+        failing = None
+        for number in range(1, len(method.releases_to_solve()) + 1):
+            part = method.with_all_steps((*counts, 0), number)
+            found = smallest_passing_integer(
+                lambda k, part=part: bound.meets(part.with_unlearn_steps(k), noise, target.epsilon, target.delta),
+                ceiling=MAX_STEPS,
+                proposal=bound.propose_steps(part, target, noise),
+            )
+            if found is None:
+                raise _unreachable_steps(method, bound, target, noise)
+            counts.append(found[0])
+            failing = found[1]
+    if counts and counts[-1] > MAX_STEPS:
+        raise _unreachable_steps(method, bound, target, noise)
+    final = method.with_all_steps(tuple(counts), len(counts))
     return _result(
         "steps",
-        method.with_unlearn_steps(count),
+        final,
         bound,
+        bound.evidence(final, noise, target.epsilon),
         noise=noise,
         epsilon=target.epsilon,
         target=(target.epsilon, target.delta),
         failing=("unlearn_steps", failing),
-        answer=count,
+        answer=counts[-1] if len(counts) == 1 else tuple(counts),
     )
 
 
-def _meets(
-    method: Method, bound: Bound, noise: float, epsilon: float, delta: float, *, alpha: float | None = None
-) -> bool:
-    return at_most(lambda: bound.evidence(method, noise, epsilon, alpha=alpha).delta, delta)
-
-
-def _proved(method: Method, bound: Bound, noise: float, epsilon: float, alpha: float | None) -> tuple[Evidence, float]:
-    """The evidence at a precision that resolves its delta, and that delta rounded up."""
-    tried: list[Evidence] = []
-
-    def delta() -> arb:
-        tried.append(bound.evidence(method, noise, epsilon, alpha=alpha))
-        return tried[-1].delta
-
-    delta_upper = min(round_up(enclose(delta)), 1.0)
-    return tried[-1], delta_upper
+def _unreachable_steps(method: Method, bound: Bound, target: Target, noise: float) -> TargetUnreachable:
+    return TargetUnreachable(
+        f"{MAX_STEPS:.0e} unlearning steps do not meet epsilon = {target.epsilon!r}, delta = {target.delta!r} at"
+        f" {method.NOISE} = {noise!r} with bound {bound.name}; raise the noise, the step size or epsilon."
+    )
 
 
 def _result(
     command: str,
     method: Method,
     bound: Bound,
+    evidence: Evidence,
     *,
     noise: float,
     epsilon: float,
     target: tuple[float | None, float | None],
     failing: tuple[str, float | int | None],
-    answer: float | int,
+    answer: float | int | tuple[int, ...],
     delta: float | None = None,
-    alpha: float | None = None,
 ) -> Result:
-    evidence, delta_upper = _proved(method, bound, noise, epsilon, alpha)
-    with precision(_PROPOSAL_BITS):
+    delta_upper = proved_delta(bound, method, noise, epsilon, evidence)
+    with precision(PROPOSAL_BITS):
         noise_std = round_up(method.noise_std(noise))
     return Result(
         command=command,
         method=method.NAME,
-        bound=bound.id,
+        bound=bound.identify(method),
         adjacency=method.adjacency_shown,
         problem=method.problem(),
         target_epsilon=target[0],
@@ -208,8 +192,10 @@ def _result(
         delta_upper=delta_upper,
         mu=None if evidence.mu is None else round_up(evidence.mu),
         sigma=noise if method.NOISE == "sigma" else None,
+        noise_multiplier=noise if method.NOISE == "noise_multiplier" else None,
         noise_std=noise_std,
         alpha=evidence.alpha,
+        choice=evidence.choice,
         unlearn_steps=method.steps,
         failing_name=failing[0],
         failing=failing[1],
@@ -219,7 +205,18 @@ def _result(
         cost=method.cost,
         needs_preparation=method.NEEDS_PREPARATION,
         answer=answer,
+        details=method.details(noise),
     )
+
+
+def proved_delta(bound: Bound, method: Method, noise: float, epsilon: float, evidence: Evidence) -> float:
+    """delta at ``epsilon`` rounded up, at the choices of ``evidence`` and a precision that resolves it."""
+    known = evidence.delta
+    if not (known.is_zero() or (known.is_finite() and known.rel_accuracy_bits() >= ACCURACY_BITS)):
+        known = enclose(
+            lambda: bound.evidence(method, noise, epsilon, alpha=evidence.alpha, choice=evidence.choice).delta
+        )
+    return min(round_up(known), 1.0)
 
 
 def _best(method: Method, name: str, solve: Callable[[Bound], Result]) -> Result:
@@ -270,7 +267,8 @@ def compare(methods: list[Method], target: Target) -> list[Result | Refusal]:
 
 
 def _order(result: Result) -> tuple[int, float]:
-    return (0 if result.certificate_level == "certified" else 1, result.answer)
+    answer = sum(result.answer) if isinstance(result.answer, tuple) else result.answer
+    return (0 if result.certificate_level == "certified" else 1, answer)
 
 
 def _alternative(outcome: Result | Refusal) -> Alternative:
@@ -282,6 +280,7 @@ def _alternative(outcome: Result | Refusal) -> Alternative:
         applicable=True,
         sigma=outcome.sigma,
         noise_std=outcome.noise_std,
+        noise_multiplier=outcome.noise_multiplier,
         epsilon=outcome.epsilon,
         unlearn_steps=outcome.unlearn_steps,
         cost=outcome.cost,

@@ -60,7 +60,7 @@ class Constants:
     def __post_init__(self) -> None:
         for name in CONSTANT_NAMES:
             value = getattr(self, name)
-            if not 0 < value < math.inf:
+            if not (0 < value < math.inf or (value == 0 and name == "strong_convexity" and self.loss is None)):
                 raise InvalidInput(f"{name} must be a finite number > 0, got {value!r}.")
         if self.strong_convexity > self.smoothness:
             raise InvalidInput(
@@ -160,10 +160,17 @@ def proved_constants(
     )
 
 
-def constants_from(values: dict[str, Any]) -> Constants:
-    """Constants from raw inputs: either a loss, from which they are proved, or all three typed in (estimated)."""
+def constants_from(values: dict[str, Any], *, strongly_convex: bool = True) -> Constants:
+    """Constants from raw inputs: either a loss, from which they are proved, or all three typed in (estimated).
+
+    Where the objective need not be strongly convex, --strong-convexity may be left out and --l2 may be typed: it is the
+    coefficient of the regulariser, a fixed number, and nothing is derived from it.
+    """
     typed = [name for name in CONSTANT_NAMES if values.get(name) is not None]
-    derived = [name for name in ("loss", "l2", "feature_norm", "huber_threshold") if values.get(name) is not None]
+    names = ["loss", "l2", "feature_norm", "huber_threshold"]
+    if typed and not strongly_convex and values.get("loss") is None:
+        names.remove("l2")
+    derived = [name for name in names if values.get(name) is not None]
     flags = ", ".join("--" + name.replace("_", "-") for name in typed)
     if typed and derived:
         raise InvalidInput(f"{flags} conflict with --{derived[0].replace('_', '-')}: give the loss or the constants.")
@@ -180,7 +187,9 @@ def constants_from(values: dict[str, Any]) -> Constants:
             huber_threshold=values.get("huber_threshold"),
         )
     for name in CONSTANT_NAMES:
-        require(values, name, f" with {flags}")
+        if name != "strong_convexity" or strongly_convex:
+            require(values, name, f" with {flags}")
     if values.get("intercept"):
         raise InvalidInput("--intercept needs --loss: with typed constants count it in them.")
-    return Constants(**{name: values[name] for name in CONSTANT_NAMES})
+    given = {name: 0.0 if values.get(name) is None else values[name] for name in CONSTANT_NAMES}
+    return Constants(**given, l2=None if strongly_convex else values.get("l2"))

@@ -102,6 +102,7 @@ class Plan:
     delta_upper: float
     mu: float | None
     alpha: float | None
+    choice: tuple[int, ...] | None
     data: DataSpec
     executed_learn_steps: int | None
     init: str | None
@@ -131,6 +132,7 @@ class Plan:
         problem, parameters = self.method.to_plan()
         parameters = {"sigma": None, **parameters, "noise_std": self.noise_std}
         parameters[self.method.NOISE] = self.noise
+        parameters |= self.method.details(self.noise)
         if self.executed_learn_steps is not None:
             parameters |= {"executed_learn_steps": self.executed_learn_steps, "init": self.init}
         assumptions = [assumption.to_json() for assumption in self.method.assumptions()]
@@ -138,10 +140,10 @@ class Plan:
             {"name": text, "value": "assumed", "status": "estimated", "enforced_by": ""}
             for text in self.bound.conditions(self.method)
         ]
-        fields = {
+        fields: dict[str, Any] = {
             "schema": PLAN_SCHEMA,
             "method": self.method.NAME,
-            "bound": self.bound.id,
+            "bound": self.bound.identify(self.method),
             "adjacency": self.method.adjacency_shown,
             "problem": problem,
             "target": {"epsilon": self.target.epsilon, "delta": self.target.delta},
@@ -159,6 +161,8 @@ class Plan:
             },
             "performance": {},
         }
+        if self.choice is not None:
+            fields["verification"]["choice"] = list(self.choice)
         document: dict[str, Any] = jsonable(fields)
         document["digest"] = digest(document)
         return document
@@ -174,8 +178,7 @@ def plan_from_result(
     init: str | None = None,
 ) -> Plan:
     """The plan that carries out a calibration of ``method`` (command "sigma")."""
-    noise = result.sigma if method.NOISE == "sigma" else result.noise_std
-    assert noise is not None
+    noise = getattr(result, method.NOISE)
     accounted = getattr(method, "learn_steps", None)
     if accounted is not None:
         if executed_learn_steps is None:
@@ -190,6 +193,7 @@ def plan_from_result(
         delta_upper=result.delta_upper,
         mu=result.mu,
         alpha=result.alpha,
+        choice=result.choice,
         data=data,
         executed_learn_steps=executed_learn_steps,
         init=init,
@@ -215,10 +219,16 @@ def plan_from_json(document: dict[str, Any]) -> Plan:
         delta_upper=field(document, "verification.delta_upper", "number"),
         mu=field(document, "verification.mu", "number", optional=True),
         alpha=field(document, "verification.alpha", "number", optional=True),
+        choice=_choice(document),
         data=DataSpec.from_json(document),
         executed_learn_steps=field(document, "parameters.executed_learn_steps", "integer", optional=True),
         init=field(document, "parameters.init", "text", optional=True),
     )
+
+
+def _choice(document: dict[str, Any]) -> tuple[int, ...] | None:
+    stored = field(document, "verification.choice", "list", optional=True)
+    return None if stored is None else tuple(field({"choice": number}, "choice", "integer") for number in stored)
 
 
 def init_std(init: str) -> float:

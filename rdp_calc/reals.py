@@ -18,6 +18,9 @@ Real = float | int | arb
 #: Precisions tried, in bits, until a question is decided.
 _PRECISIONS = (128, 256, 512, 1024, 2048, 4096, 8192)
 
+#: Correct bits at which an enclosure counts as resolved: more than a double holds.
+ACCURACY_BITS = 60
+
 _LOCK = threading.RLock()
 
 SMALLEST_NORMAL = 2.2250738585072014e-308
@@ -50,7 +53,7 @@ def at_most(value: Callable[[], arb], limit: Real) -> bool:
     return False
 
 
-def enclose(value: Callable[[], arb], accuracy_bits: int = 60) -> arb:
+def enclose(value: Callable[[], arb], accuracy_bits: int = ACCURACY_BITS) -> arb:
     """A ball around ``value()`` with about ``accuracy_bits`` correct bits (fewer only past 8192 bits of precision)."""
     enclosure = arb(0)
     for bits in _PRECISIONS:

@@ -41,7 +41,7 @@ def bound(name: str) -> Bound:
         return cast("Bound", module.BOUND)
     for short in bound_names():
         candidate = bound(short)
-        if candidate.id == name:
+        if name in (candidate.id, *candidate.other_ids):
             return candidate
     raise InvalidInput(f"unknown bound {name!r}; bounds are best, {', '.join(bound_names())}.")
 

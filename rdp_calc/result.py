@@ -25,11 +25,12 @@ class Alternative:
     sigma: float | None = None
     noise_std: float | None = None
     epsilon: float | None = None
-    unlearn_steps: int | None = None
+    noise_multiplier: float | None = None
+    unlearn_steps: int | tuple[int, ...] | None = None
     cost: int | None = None
 
     def to_json(self) -> dict[str, Any]:
-        return dict(vars(self))
+        return dict(jsonable(vars(self)))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,16 +54,19 @@ class Result:
     mu: float | None
     sigma: float | None
     noise_std: float
+    noise_multiplier: float | None
     alpha: float | None
-    unlearn_steps: int | None
+    choice: tuple[int, ...] | None
+    unlearn_steps: int | tuple[int, ...] | None
     failing_name: str
     failing: float | int | None
     assumptions: tuple[Assumption, ...]
     conditions: tuple[str, ...]
     verification_level: str
-    cost: int
+    cost: int | None
     needs_preparation: bool
-    answer: float | int
+    answer: float | int | tuple[int, ...]
+    details: dict[str, Any]
     alternatives: tuple[Alternative, ...] = field(default=())
 
     @property
@@ -88,9 +92,11 @@ class Result:
                 "mu": self.mu,
                 "sigma": self.sigma,
                 "noise_std": self.noise_std,
+                "noise_multiplier": self.noise_multiplier,
                 "failing": {self.failing_name: self.failing},
                 "alpha": self.alpha,
                 "unlearn_steps": self.unlearn_steps,
+                "details": self.details,
                 "assumptions": listed,
                 "certificate_level": self.certificate_level,
                 "verification": {"level": self.verification_level, "delta_upper": self.delta_upper},

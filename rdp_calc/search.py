@@ -65,25 +65,40 @@ def smallest_passing(passes: Callable[[float], bool], proposal: float) -> Found 
     return Found(passing, failing)
 
 
-def smallest_passing_integer(passes: Callable[[int], bool], *, ceiling: int) -> tuple[int, int | None] | None:
+def smallest_passing_integer(
+    passes: Callable[[int], bool], *, ceiling: int, proposal: int | None = None
+) -> tuple[int, int | None] | None:
     """The smallest integer in [0, ceiling] at which a monotone ``passes`` holds, with the failing integer before it.
 
-    Doubling, then bisection: at most 2 log2(ceiling) evaluations. Returns None when the ceiling fails.
+    Doubling from ``proposal`` (or 0), then bisection: at most 2 log2(ceiling) evaluations. None when the ceiling fails.
     """
-    if passes(0):
-        return 0, None
-    failing, passing = 0, 1
-    while not passes(passing):
-        if passing >= ceiling:
-            return None
-        failing, passing = passing, min(2 * passing, ceiling)
+    passing, failing = ceiling, -1
+    start, step = max(0, min(proposal or 0, ceiling)), 1
+    if passes(start):
+        passing = start
+        while passing > 0:
+            trial = max(passing - step, 0)
+            if not passes(trial):
+                failing = trial
+                break
+            passing, step = trial, 2 * step
+    else:
+        failing = start
+        while True:
+            if failing >= ceiling:
+                return None
+            trial = min(failing + step, ceiling)
+            if passes(trial):
+                passing = trial
+                break
+            failing, step = trial, 2 * step
     while passing - failing > 1:
         middle = (passing + failing) // 2
         if passes(middle):
             passing = middle
         else:
             failing = middle
-    return passing, failing
+    return passing, None if failing < 0 else failing
 
 
 def minimise(function: Callable[[float], float], low: float, high: float) -> float:
@@ -111,3 +126,71 @@ def minimise(function: Callable[[float], float], low: float, high: float) -> flo
             x2 = a + ratio * (b - a)
             f2 = function(x2)
     return x1 if f1 <= f2 else x2
+
+
+def minimise_integer(function: Callable[[int], float], high: int) -> int:
+    """An integer in [0, high] at which ``function`` is nearly smallest: powers of two, then golden section.
+
+    Exact for a function with one valley. For proposals; the caller proves the value it uses.
+    """
+    values: dict[int, float] = {}
+
+    def at(x: int) -> float:
+        if x not in values:
+            values[x] = function(x)
+        return values[x]
+
+    grid = sorted({0, high, *(2**i for i in range(high.bit_length()))})
+    best = min(range(len(grid)), key=lambda i: at(grid[i]))
+    low, top = grid[max(best - 1, 0)], grid[min(best + 1, len(grid) - 1)]
+    while top - low > 8:
+        third = max(1, int((top - low) * 0.381966))
+        if at(low + third) <= at(top - third):
+            top -= third
+        else:
+            low += third
+    return min(range(low, top + 1), key=at)
+
+
+def root(function: Callable[[float], float], start: float) -> float:
+    """A positive x at which a falling ``function`` of ln x crosses zero, in floats: a bracket, then regula falsi.
+
+    Returns infinity (or the smallest normal double) where it does not cross. For proposals.
+    """
+    low = high = math.log(start)
+    value_low = value_high = function(start)
+    step = 1.0
+    while value_high > 0:
+        low, value_low = high, value_high
+        high, step = high + step, 2 * step
+        if high > 709:
+            return math.inf
+        value_high = function(math.exp(high))
+    step = 1.0
+    while value_low <= 0:
+        high, value_high = low, value_low
+        low, step = low - step, 2 * step
+        if low < -708:
+            return SMALLEST_NORMAL
+        value_low = function(math.exp(low))
+    side = 0
+    for count in range(100):
+        if high - low <= 1e-14 * (1 + abs(high)):
+            break
+        middle = (low + high) / 2
+        if count % 3 < 2 and math.isfinite(value_low) and math.isfinite(value_high) and value_low > value_high:
+            middle = min(max(low + (high - low) * value_low / (value_low - value_high), low), high)
+        if middle in (low, high):
+            middle = (low + high) / 2
+        value = function(math.exp(middle))
+        if value > 0:
+            low, value_low = middle, value
+            value_high = value_high / 2 if side == 1 else value_high
+            side = 1
+        else:
+            high, value_high = middle, value
+            value_low = value_low / 2 if side == -1 else value_low
+            side = -1
+        if value == 0:
+            break
+    return math.exp(high)

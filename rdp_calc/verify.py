@@ -287,7 +287,7 @@ def _bound(plan: Plan) -> str | None:
 def _recorded(plan: Plan) -> str | None:
     """The recorded mu and delta_upper may be larger than the proved ones, never smaller."""
     evidence = _evidence(plan)
-    for name in ("mu", "alpha"):
+    for name in ("mu", "alpha", "choice"):
         if (getattr(evidence, name) is None) != (getattr(plan, name) is None):
             return f"{name} = {getattr(plan, name)!r} does not fit bound {plan.bound.name}"
     if plan.mu is not None and not at_most(lambda: _mu(plan), plan.mu):
@@ -299,7 +299,7 @@ def _recorded(plan: Plan) -> str | None:
 
 def _evidence(plan: Plan) -> Evidence:
     """The proof at the recorded Renyi order, so that no float search takes part in it."""
-    return plan.bound.evidence(plan.method, plan.noise, plan.target.epsilon, alpha=plan.alpha)
+    return plan.bound.evidence(plan.method, plan.noise, plan.target.epsilon, alpha=plan.alpha, choice=plan.choice)
 
 
 def _mu(plan: Plan) -> arb:

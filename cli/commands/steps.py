@@ -15,13 +15,15 @@ from rdp_calc.options import require
 
 
 def _add(app: typer.Typer, method: type[Method]) -> None:
-    options = tuple(option for option in method.OPTIONS if option.name != "unlearn_steps")
+    solved = ("unlearn_steps", "unlearn_epochs")
+    options = tuple(option for option in method.OPTIONS if option.name not in solved)
+    missing = {option.name: 0 for option in method.OPTIONS if option.name in solved}
 
     def body(values: dict[str, Any], *, as_json: bool, quiet: bool) -> None:
         if not method.HAS_STEPS:
             raise InvalidInput(f"{method.NAME} has no unlearning steps; use rdp-calc sigma {method.NAME}.")
         target, noise = read_target(values), require(values, method.NOISE)
-        problem = method.from_options(**split(values, options), unlearn_steps=0)
+        problem = method.from_options(**split(values, options), **missing)
         result = calibrate.steps(problem, target, noise=noise, bound=values["bound"] or "best")
         show_result(result, as_json=as_json, quiet=quiet)
 

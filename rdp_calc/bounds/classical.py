@@ -16,7 +16,11 @@ from rdp_calc.reals import ball, midpoint
 
 
 class ClassicalGaussian(Bound):
-    """The textbook formula; never tighter than the exact profile."""
+    """noise_std = w sqrt(2 ln(1.25/delta)) / epsilon for a release of L2 sensitivity w, that is
+    delta = 1.25 exp(-(epsilon noise_std / w)^2 / 2). Never tighter than the exact profile; for comparison.
+
+    Assumes: epsilon <= 1 (above it the formula is not valid, and it is refused there).
+    """
 
     name = "classical"
     id = "gaussian-mechanism/classical/v1"
@@ -32,9 +36,17 @@ class ClassicalGaussian(Bound):
         self.check_epsilon(epsilon)
         return epsilon
 
-    def evidence(self, method: Method, noise: float, epsilon: float, *, alpha: float | None = None) -> Evidence:
+    def evidence(
+        self,
+        method: Method,
+        noise: float,
+        epsilon: float,
+        *,
+        alpha: float | None = None,
+        choice: tuple[int, ...] | None = None,
+    ) -> Evidence:
         process = method.process(noise)
-        ratio = ball(epsilon) * ball(process.phases[0].noise_std) / ball(process.initial_distance)
+        ratio = ball(epsilon) * process.final_noise_std() / ball(process.initial_distance)
         if epsilon > self.largest_epsilon:
             return Evidence(delta=arb(1))
         return Evidence(delta=arb("1.25") * (-(ratio**2) / 2).exp())

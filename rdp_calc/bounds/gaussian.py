@@ -13,16 +13,30 @@ from rdp_calc.reals import ball
 
 
 class GaussianMechanism(GaussianBound):
-    """One Gaussian release of a point known up to ``initial_distance``."""
+    """A release with L2 sensitivity w and noise N(0, noise_std^2 I) on every coordinate is (w / noise_std)-GDP in both
+    directions:
+
+        delta(epsilon; mu) = Phi(mu/2 - epsilon/mu) - e^epsilon Phi(-mu/2 - epsilon/mu),
+
+    which holds with equality. w is twice the clip norm for output perturbation, and 2 g/m for two runs that end where
+    the gradient norm is at most g on an m-strongly convex objective.
+
+    Assumes: one release; Gaussian noise, independent of the data.
+    """
 
     name = "gaussian"
     id = "gaussian-mechanism/exact/v1"
     summary = "Exact profile of one Gaussian release."
     reference = "Balle-Wang 2018, arXiv:1805.06530, Theorem 8"
 
-    def mu(self, method: Method, noise: float) -> arb:
-        process = method.process(noise)
-        return ball(process.initial_distance) / ball(process.phases[0].noise_std)
+    def unit_mu(self, method: Method, choice: tuple[int, ...] | None) -> arb:
+        return one_release(method)
+
+
+def one_release(method: Method) -> arb:
+    """mu at noise 1 of a method that is one Gaussian release."""
+    process = method.process(1.0)
+    return ball(process.initial_distance) / process.final_noise_std()
 
 
 BOUND = GaussianMechanism()

@@ -1,98 +1,146 @@
-"""Shifted composition: the trade-off between two noisy contractive runs, solved exactly.
+"""Shifted composition: the trade-off between two noisy runs, solved exactly.
 
-For two runs with ||phi_t(x) - psi_t(y)|| <= c_t ||x - y|| + s_t, noise tau_t and W_inf(X_0, Y_0) <= w_0, the last
-iterates are mu-GDP in both directions with
-
-    mu^2 = min sum_t a_t^2 / tau_t^2   over a_t >= 0 with z_t = c_t z_{t-1} + s_t - a_t >= 0, z_0 = w_0, z_N = 0.
-
-(Shifted interpolation: Bok-Su-Altschuler 2024, arXiv:2403.00278; theory page ``docs/theory/shifted.md``.)
-
-The minimum is the energy of the greatest convex minorant of the points (V_t, D_t), D_t the accumulated distance and
-V_t the accumulated variance in units of the final step. It is built here by pooling adjacent violators. A block of
-steps keeps its distance and variance in the units of its own last step, and the factor that carries them past it, so
-nothing overflows however long the run. All steps of a phase with contraction at most 1 pool into one block in closed
-form; the steps of an expanding phase are already in order and stay one run-length entry, of which later blocks may
-absorb a number found by bisection. Blocks are pooled only where their order is proved wrong, and leaving two blocks
-apart is always feasible, so the result is a rigorous upper bound whatever the precision.
+(Shifted interpolation: Bok-Su-Altschuler 2024, arXiv:2403.00278; theory page ``docs/theory/shifted.md``. The solver is
+``rdp_calc/minorant.py``.)
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from functools import partial
 
 from flint import arb
 
 from rdp_calc.evidence import GaussianBound
 from rdp_calc.methods import Method
-from rdp_calc.process import NoisyProcess, Phase
-from rdp_calc.reals import ball, midpoint
+from rdp_calc.minorant import energy
+from rdp_calc.problem import Target
+from rdp_calc.process import NoisyProcess, use_alternative
+from rdp_calc.reals import ball, midpoint, precision
+from rdp_calc.search import minimise_integer
+
+#: Longest stretch of an infinite run that is looked at for the best restart.
+_LONGEST = 10**15
+
+_SEARCH_BITS = 96
 
 
-@dataclass(frozen=True)
-class _Block:
-    """``count`` equal blocks in a row; distance and variance in the units of each block's end."""
+class Shifted(GaussianBound):
+    """For two runs with ||phi_t(x) - psi_t(y)|| <= c_t ||x - y|| + s_t in step t, noise of standard deviation tau_t after
+    it, and starting points at most w_0 apart, the last iterates are mu-GDP in both directions with
 
-    distance: arb
-    variance: arb
-    factor: arb
-    count: int = 1
+        mu^2 = min sum_t a_t^2 / tau_t^2  over a_t >= 0 with z_t = c_t z_{t-1} + s_t - a_t >= 0, z_0 = w_0, z_N = 0.
 
-    def then(self, later: _Block) -> _Block:
-        """One of these blocks and the single block ``later`` pooled into one."""
-        return _Block(
-            self.distance * later.factor + later.distance,
-            self.variance * later.factor**2 + later.variance,
-            self.factor * later.factor,
-        )
+    Where every iterate is projected onto a set of diameter D after its noise, any step may serve as the start with
+    w_0 = D, and the best one is taken. Where two inequalities hold in a step (smooth but not convex), the better one is
+    taken before, and the other after, the best step. Requests in sequence: the bound covers every release.
 
-    def pooled(self, steps: int) -> _Block:
-        """``steps`` of these equal blocks pooled into one."""
-        c = self.factor
-        if steps == 0:
-            return _Block(arb(0), arb(0), arb(1))
-        if steps == 1:
-            return _Block(self.distance, self.variance, c)
-        if c == 1:
-            return _Block(steps * self.distance, steps * self.variance, c)
-        power = c**steps
-        return _Block(self.distance * (1 - power) / (1 - c), self.variance * (1 - power**2) / (1 - c**2), power)
-
-    def is_neutral(self) -> bool:
-        """Whether the block only rescales."""
-        return bool(self.distance.is_zero() and self.variance.is_zero())
-
-    def steeper_than(self, later: _Block) -> bool:
-        """Whether the slope of this block provably exceeds that of the block right after it."""
-        return bool(self.distance * later.variance > later.distance * self.variance * later.factor)
-
-
-def mu_squared(process: NoisyProcess) -> arb:
-    """An enclosure of the minimum, never below it; infinite where the last shift is not followed by noise.
-
-    O(1) work per phase of contraction <= 1, O(log steps) where an expanding phase has to be cut.
+    Assumes: only the last iterate is published; the noise is Gaussian and independent; m and L hold everywhere on the
+    set the iterates live in. Attained by quadratic losses, so nothing smaller holds under these assumptions.
     """
-    stack = [_Block(ball(process.initial_distance), arb(0), arb(1))]
-    for phase in process.phases:
-        if phase.steps == 0:
-            continue
-        if ball(phase.contraction).is_zero() or phase.steps == math.inf:
-            stack = []
-        _push(stack, _block(phase))
-    total = arb(0)
-    for block in stack:
-        if block.distance.is_zero():
-            continue
-        if block.variance.is_zero():
-            return arb.pos_inf()
-        total += block.count * block.distance**2 / block.variance
-    return total
+
+    name = "shifted"
+    id = "shifted-gdp/strongly-convex/v1"
+    other_ids = ("shifted-gdp/general/v1", "shifted-gdp/projected/v1")
+    summary = "Shifted composition over learning and unlearning; exact for quadratic losses."
+    reference = "Bok-Su-Altschuler 2024, arXiv:2403.00278"
+
+    def identify(self, method: Method) -> str:
+        process = method.releases()[-1].processes(1.0)[-1]
+        if process.restarts or process.has_alternative:
+            return "shifted-gdp/projected/v1"
+        return self.id if method.NAME == "langevin" and len(process.phases) == 2 else "shifted-gdp/general/v1"
+
+    def choose(self, method: Method) -> tuple[int, ...] | None:
+        processes = [process for release in method.releases() for process in release.processes(1.0)]
+        if all(not process.restarts and not process.has_alternative for process in processes):
+            return None
+        with precision(_SEARCH_BITS):
+            return tuple(number for process in processes for number in best_choice(process))
+
+    def unit_mu(self, method: Method, choice: tuple[int, ...] | None) -> arb:
+        sequence = method.sequence()
+        if sequence is not None and choice is None:
+            return largest(sequence.unit_mus())
+        mus, used = [], 0
+        for release in method.releases():
+            total = arb(0)
+            for process in release.processes(1.0):
+                kept, switched = (-1, -1) if choice is None else _pair(choice, used)
+                total += resolved_energy(process, kept, switched)
+                used += 2
+            mus.append(total.sqrt())
+        return largest(mus)
+
+    def floor(self, method: Method, target: Target) -> str:
+        if self.mu(method, 1.0) == arb.pos_inf():
+            return (
+                "the two runs may drift apart without end before the last noise; give --radius, finite learning steps"
+                " or a contraction below 1"
+            )
+        return super().floor(method, target)
 
 
-def mu(process: NoisyProcess) -> arb:
-    """An enclosure of the smallest mu for which shifted composition proves mu-GDP of the last iterates."""
-    return mu_squared(process).sqrt()
+def largest(values: list[arb]) -> arb:
+    """An enclosure of the largest of some balls; 0 of none."""
+    found = arb(0)
+    for value in values:
+        found = found.max(value)
+    return found
+
+
+def _pair(choice: tuple[int, ...], place: int) -> tuple[int, int]:
+    return (choice[place], choice[place + 1]) if place + 1 < len(choice) else (-1, -1)
+
+
+def resolved(process: NoisyProcess, kept: int, switched: int) -> NoisyProcess:
+    """The process from a restart ``kept`` steps before its end (-1: from its own start), with the first inequality in
+    its last ``switched`` steps and the alternative before (-1: no alternative)."""
+    phases, start = process.phases, process.initial_distance
+    if kept >= 0 and process.diameter is not None:
+        phases, start = process.last(kept), process.diameter
+    elif kept > 0 and process.image_diameter is not None:
+        phases, start = process.restarted_in_a_step(kept), 0.0
+    part = NoisyProcess(phases=phases, initial_distance=start)
+    if switched >= 0 and process.has_alternative:
+        before = tuple(use_alternative(item) for item in part.without_last(switched))
+        part = NoisyProcess(phases=(*before, *part.last(switched)), initial_distance=start)
+    return part
+
+
+def resolved_energy(process: NoisyProcess, kept: int, switched: int) -> arb:
+    """mu squared of the process at these choices."""
+    part = resolved(process, kept, switched)
+    return energy(part.initial_distance, part.phases)
+
+
+def best_choice(process: NoisyProcess) -> tuple[int, int]:
+    """The restart and the switch of ``resolved`` that make mu nearly smallest."""
+    if not process.restarts and not process.has_alternative:
+        return -1, -1
+    longest = int(min(process.steps, _LONGEST))
+
+    def value(kept: int, switched: int) -> float:
+        found = midpoint(resolved_energy(process, kept, switched))
+        return math.inf if math.isnan(found) else found
+
+    best, found = value(-1, -1), (-1, -1)
+    starts = [-1]
+    if process.restarts:
+        starts.append(minimise_integer(lambda kept: value(kept, -1), longest))
+    for kept in starts:
+        candidates = [(kept, -1)]
+        if process.has_alternative:
+            reach = longest if kept < 0 else kept
+            switched = minimise_integer(partial(value, kept), reach)
+            candidates.append((kept, switched))
+            if process.restarts:
+                kept = minimise_integer(lambda k, s=switched: value(k, min(s, k)), longest)
+                candidates.append((kept, minimise_integer(partial(value, kept), kept)))
+        for candidate in candidates:
+            if value(*candidate) < best:
+                best, found = value(*candidate), candidate
+    return found
 
 
 def strongly_convex_mu(
@@ -112,105 +160,6 @@ def strongly_convex_mu(
         return 0.0
     spread = gap * (2 - gap) / -math.expm1(2 * total * log_c)
     return shift / noise_std * decay * learned / gap * math.sqrt(spread)
-
-
-def _block(phase: Phase) -> _Block:
-    c, shift, variance = ball(phase.contraction), ball(phase.shift), ball(phase.noise_std) ** 2
-    if c.is_zero():
-        # Everything before the last step is forgotten; its own shift and noise are what is left.
-        return _Block(shift, variance, arb(1))
-    if phase.steps == math.inf:
-        return _Block(shift / (1 - c), variance / (1 - c**2), arb(1))
-    run = _Block(shift, variance, c, int(phase.steps))
-    in_order = c > 1 and not shift.is_zero() and not variance.is_zero()
-    return run if in_order else run.pooled(run.count)
-
-
-def _push(stack: list[_Block], block: _Block) -> None:
-    """Append ``block``, pooling with what stands before it until slopes increase."""
-    while stack:
-        top = stack.pop()
-        if top.is_neutral():
-            continue
-        if block.is_neutral():
-            block = top.pooled(1).then(block)
-            _put_back(stack, top, 1)
-        elif not top.steeper_than(block):
-            stack.append(top)
-            break
-        elif block.count == 1:
-            absorbed = _pooled_before(top, block)
-            block = top.pooled(absorbed).then(block)
-            _put_back(stack, top, absorbed)
-        else:
-            last = top.pooled(1)
-            _put_back(stack, top, 1)
-            taken = _pooled_after(last, block)
-            _push(stack, last.then(block.pooled(taken)))
-            if taken == block.count:
-                return
-            block = replace(block, count=block.count - taken)
-    stack.append(block)
-
-
-def _put_back(stack: list[_Block], run: _Block, used: int) -> None:
-    if run.count > used:
-        stack.append(replace(run, count=run.count - used))
-
-
-def _pooled_before(run: _Block, block: _Block) -> int:
-    """How many of the last blocks of ``run``, at least one, pool with the single ``block`` after them."""
-    return _first_failing(lambda k: run.steeper_than(run.pooled(k).then(block)), run.count)
-
-
-def _pooled_after(block: _Block, run: _Block) -> int:
-    """How many of the first blocks of ``run``, at least one, pool with the single ``block`` before them."""
-    return _first_failing(lambda k: block.then(run.pooled(k)).steeper_than(run), run.count)
-
-
-def _first_failing(holds: Callable[[int], bool], limit: int) -> int:
-    """The smallest k in [1, limit] at which a monotone ``holds`` fails, or limit; ``holds(0)`` is known to be true.
-
-    ``holds(k - 1)`` was proved for the k returned: that is what makes pooling k blocks feasible.
-    """
-    true, step = 0, 1
-    while true + step < limit and holds(true + step):
-        true, step = true + step, 2 * step
-    false = min(true + step, limit)
-    while false - true > 1:
-        middle = (true + false) // 2
-        if holds(middle):
-            true = middle
-        else:
-            false = middle
-    return false
-
-
-class Shifted(GaussianBound):
-    """Shifted composition of the whole run, learning and unlearning."""
-
-    name = "shifted"
-    id = "shifted-gdp/strongly-convex/v1"
-    summary = "Shifted composition over learning and unlearning; exact for quadratic losses."
-    reference = "Bok-Su-Altschuler 2024, arXiv:2403.00278"
-
-    def mu(self, method: Method, noise: float) -> arb:
-        return mu(method.process(noise))
-
-    def propose_unit_mu(self, method: Method) -> float:
-        process = method.process(1.0)
-        if len(process.phases) == 2:
-            learn, unlearn = process.phases
-            gap = midpoint(1 - ball(learn.contraction))
-            if gap > 0 and ball(unlearn.shift).is_zero():
-                return strongly_convex_mu(
-                    gap=gap,
-                    shift=midpoint(ball(learn.shift)),
-                    noise_std=midpoint(ball(learn.noise_std)),
-                    learn_steps=learn.steps,
-                    unlearn_steps=unlearn.steps,
-                )
-        return super().propose_unit_mu(method)
 
 
 BOUND = Shifted()

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Hashable
 from typing import Any, ClassVar
 
 from flint import arb
 
+from rdp_calc.errors import InvalidInput, NotApplicable
 from rdp_calc.options import Option
 from rdp_calc.problem import Assumption
 from rdp_calc.process import NoisyProcess
+from rdp_calc.sequence import Sequence
+
+#: Largest finite number of steps accepted; beyond it use inf.
+MAX_STEPS = 10**15
 
 
 class Method(ABC):
@@ -17,7 +23,7 @@ class Method(ABC):
 
     NAME: ClassVar[str]
     SUMMARY: ClassVar[str]
-    #: What is solved for: "sigma" or "noise_std".
+    #: What is solved for: "sigma", "noise_std" or "noise_multiplier".
     NOISE: ClassVar[str]
     #: Short names of the bounds that can certify it, in the order they are tried.
     BOUNDS: ClassVar[tuple[str, ...]]
@@ -26,23 +32,72 @@ class Method(ABC):
     #: Whether a model that was trained without preparation can be unlearned.
     NEEDS_PREPARATION: ClassVar[bool]
     EXAMPLE: ClassVar[str]
+    #: Whether every noise of the process is proportional to the one that is solved for.
+    SCALES: ClassVar[bool] = True
 
     @classmethod
     @abstractmethod
     def from_options(cls, **values: Any) -> Method:
         """The method from raw inputs named as in OPTIONS; absent or None means the default. Raises InvalidInput."""
 
-    @abstractmethod
     def process(self, noise: float) -> NoisyProcess:
-        """The noisy process at ``noise`` (the quantity NOISE names), in balls that contain the exact numbers."""
+        """The noisy process at ``noise`` (the quantity NOISE names), in balls that contain the exact numbers.
+
+        Its standard deviations are proportional to ``noise``. NotApplicable for a method that is none.
+        """
+        raise NotApplicable(f"{self.NAME} is not a noisy process.")
+
+    def processes(self, noise: float) -> tuple[NoisyProcess, ...]:
+        """The processes whose releases compose into what is published: one, unless the method treats parts in turn."""
+        return (self.process(noise),)
+
+    def releases(self) -> tuple[Method, ...]:
+        """One method a release, in order of time, each of which must meet the target; itself where there is one."""
+        return (self,)
+
+    @property
+    def common_steps(self) -> int:
+        """Last steps in which both runs apply the same Markov kernel with noise; 0 where there are none."""
+        return 0
+
+    def image_diameter(self) -> arb | None:
+        """Diameter of a set into which every common step maps before its noise; None where there is none."""
+        return None
+
+    def prefix(self, noise: float, steps: int) -> NoisyProcess | None:
+        """The process up to common step number ``steps``; None where nothing bounds the distance by then."""
+        return None
+
+    def releases_to_solve(self) -> tuple[int, ...]:
+        """Records of each request whose steps ``steps`` looks for."""
+        return (getattr(self, "group_size", 1),)
+
+    def with_all_steps(self, steps: tuple[int, ...], count: int) -> Method:
+        """The problem up to release number ``count`` with these steps, one a request."""
+        return self.with_unlearn_steps(steps[-1])
+
+    def sequence(self) -> Sequence | None:
+        """The requests at noise 1 in closed form, where that covers them; None otherwise."""
+        return None
 
     @abstractmethod
     def noise_std(self, noise: float) -> arb:
         """The standard deviation added to each coordinate in one step, in parameter units."""
 
-    @abstractmethod
     def with_unlearn_steps(self, steps: int) -> Method:
         """The same problem with another number of unlearning steps; InvalidInput for a method without steps."""
+        raise InvalidInput(f"{self.NAME} has no unlearning steps to choose.")
+
+    def details(self, noise: float) -> dict[str, Any]:
+        """What a result shows besides its one noise, as JSON values: noise per block, steps that were accounted."""
+        return {}
+
+    def remember(self, key: Hashable, compute: Callable[[], Any]) -> Any:
+        """``compute()``, kept with this (immutable) object."""
+        kept = self.__dict__.setdefault("_kept", {})
+        if key not in kept:
+            kept[key] = compute()
+        return kept[key]
 
     @property
     @abstractmethod
@@ -51,13 +106,13 @@ class Method(ABC):
 
     @property
     @abstractmethod
-    def steps(self) -> int | None:
-        """The number of unlearning steps, or None where there are none."""
+    def steps(self) -> int | tuple[int, ...] | None:
+        """The number of unlearning steps (one a request where there are several), or None where there are none."""
 
     @property
     @abstractmethod
-    def cost(self) -> int:
-        """Per-record gradient evaluations of one deletion."""
+    def cost(self) -> int | None:
+        """Per-record gradient evaluations of one deletion (an upper bound where it depends on the run)."""
 
     @abstractmethod
     def assumptions(self) -> list[Assumption]:

@@ -71,9 +71,6 @@ class OutputPerturbation(Method):
         one_step = Phase(contraction=1.0, shift=0.0, noise_std=noise, steps=1)
         return NoisyProcess(phases=(one_step,), initial_distance=2 * ball(self.init_clip))
 
-    def with_unlearn_steps(self, steps: int) -> OutputPerturbation:
-        raise InvalidInput("output-perturbation has no unlearning steps: it adds noise once.")
-
     @property
     def adjacency_shown(self) -> str:
         return "any"

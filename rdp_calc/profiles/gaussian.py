@@ -10,11 +10,12 @@ returned value is on the safe side and within a relative 1.4e-14 of the exact on
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 
 from flint import arb
 
 from rdp_calc.errors import InvalidInput
-from rdp_calc.reals import Real, at_most, ball, enclose, round_up
+from rdp_calc.reals import Real, at_most, ball, enclose, precision, round_up
 from rdp_calc.search import smallest_passing
 
 _LOG_SQRT_TWO_PI = 0.5 * math.log(2 * math.pi)
@@ -92,6 +93,40 @@ def mu(*, epsilon: float, delta: float) -> float:
         raise InvalidInput(f"no noise in double precision meets epsilon = {epsilon!r}, delta = {delta!r}.")
     return math.nextafter(1 / found.value, 0.0)
 
+def mu_enclosure(epsilon: float, delta: float) -> arb:
+    """A ball of about 120 correct bits around mu*(epsilon, delta), the mu at which delta(epsilon; mu) = delta.
+
+    One Newton step from the float proposal, then both ends of the ball are proved to lie on their sides.
+    """
+    return _mu_enclosure(epsilon, delta)
+
+
+@lru_cache(maxsize=4096)
+def _mu_enclosure(epsilon: float, delta: float) -> arb:
+    start = propose_mu(epsilon=epsilon, delta=delta)
+    width = 2.0**-100
+    for bits in (192, 384, 768, 1536, 3072):
+        with precision(bits):
+            centre = ball(start)
+            for _ in range(3):
+                u = ball(epsilon) / centre - centre / 2
+                slope = (-(u**2) / 2).exp() / (2 * arb.pi()).sqrt()
+                move = (delta_enclosure(epsilon, centre) - ball(delta)) / slope
+                if not move.is_finite():
+                    break
+                centre = arb((centre - move).mid())
+                if abs(move) < centre * 2.0**-60:
+                    break
+            low, high = centre * (1 - width), centre * (1 + width)
+            if low > 0 and delta_enclosure(epsilon, low) <= ball(delta) < delta_enclosure(epsilon, high):
+                return low.union(high)
+    low, high = ball(start), ball(start)
+    while not at_most(lambda: delta_enclosure(epsilon, low), delta):
+        low *= 1 - 1e-3
+    while at_most(lambda: delta_enclosure(epsilon, high), delta):
+        high *= 1 + 1e-3
+    return low.union(high)
+
 
 def propose_mu(*, epsilon: float, delta: float) -> float:
     """A float near mu*(epsilon, delta): Newton's iteration on log delta over log mu, from a point that passes."""
@@ -100,11 +135,11 @@ def propose_mu(*, epsilon: float, delta: float) -> float:
     value = max(2 * epsilon / (z + math.sqrt(z * z + 2 * epsilon)), delta * 2.5)
     for _ in range(80):
         u = epsilon / value - value / 2
-        log_delta = _log_delta(u, value)
-        slope = value * math.exp(min(-u * u / 2 - _LOG_SQRT_TWO_PI - log_delta, 700.0))
+        log_value = log_delta(u, value)
+        slope = value * math.exp(min(-u * u / 2 - _LOG_SQRT_TWO_PI - log_value, 700.0))
         if not slope > 0:
             break
-        move = max(-1.0, min(1.0, (log_target - log_delta) / slope))
+        move = max(-1.0, min(1.0, (log_target - log_value) / slope))
         value *= math.exp(move)
         if abs(move) < 1e-15:
             break
@@ -116,19 +151,19 @@ def propose_epsilon(*, delta: float, mu: float) -> float:
     log_target = math.log(delta)
     u = math.sqrt(-2 * log_target)
     for _ in range(80):
-        log_delta = _log_delta(u, mu)
-        slope = mu * math.exp(min(-u * u / 2 - _LOG_SQRT_TWO_PI - log_delta, 700.0)) * _mills(u + mu)
+        log_value = log_delta(u, mu)
+        slope = mu * math.exp(min(-u * u / 2 - _LOG_SQRT_TWO_PI - log_value, 700.0)) * _mills(u + mu)
         if not slope > 0:
             break
-        move = max(-2.0, min(2.0, (log_delta - log_target) / slope))
+        move = max(-2.0, min(2.0, (log_value - log_target) / slope))
         u = max(u + move, -mu / 2)
         if abs(move) < 1e-15 * (1 + abs(u)):
             break
     return mu * (u + mu / 2)
 
 
-def _log_delta(u: float, mu: float) -> float:
-    """log delta in floats, free of cancellation: phi(u) times the drop of the Mills ratio from u to u + mu."""
+def log_delta(u: float, mu: float) -> float:
+    """log delta in floats at u = epsilon/mu - mu/2, free of cancellation: phi(u) times the drop of the Mills ratio from u to u + mu."""
     if u <= 0:
         value = 0.5 * math.erfc(u / math.sqrt(2)) - math.exp(-u * u / 2 - _LOG_SQRT_TWO_PI) * _mills(u + mu)
         if value > 0.1:
