@@ -26,7 +26,11 @@ _METAVARS = {"float": "NUMBER", "int": "INTEGER", "steps": "INTEGER|inf", "text"
 
 def noise_option(method: type[Method]) -> Option:
     """The option that gives a method its noise."""
-    units = {"sigma": "Langevin noise scale", "noise_std": "standard deviation added per coordinate"}
+    units = {
+        "sigma": "Langevin noise scale",
+        "noise_std": "standard deviation added per coordinate",
+        "noise_multiplier": "standard deviation of the summed gradient's noise in clip norms",
+    }
     return Option(name=method.NOISE, kind="float", help=f"Noise: {units[method.NOISE]}.")
 
 

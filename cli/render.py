@@ -27,8 +27,10 @@ def print_json(document: dict[str, Any]) -> None:
     print(json.dumps(document, indent=1, allow_nan=False))
 
 
-def exact(value: float | int) -> str:
-    """The shortest decimal that reads back to the same number; inf for infinity."""
+def exact(value: float | int | tuple[int, ...]) -> str:
+    """The shortest decimal that reads back to the same number; inf for infinity; several numbers with blanks."""
+    if isinstance(value, tuple):
+        return " ".join(map(repr, value))
     if isinstance(value, float) and math.isinf(value):
         return "inf"
     return repr(value)
@@ -67,11 +69,15 @@ def _result_panel(result: Result) -> None:
     grid.add_column(style="dim", justify="right")
     grid.add_column()
     if result.command == "steps":
-        grid.add_row("unlearn_steps", f"[bold]{result.answer}[/bold]")
+        grid.add_row("unlearn_steps", f"[bold]{exact(result.answer)}[/bold]")
+        if isinstance(result.answer, tuple):
+            grid.add_row("in all", str(sum(result.answer)))
     if result.sigma is not None:
         style = "bold" if result.command == "sigma" else "none"
         grid.add_row("sigma", f"[{style}]{ceiling(result.sigma, 9)}[/{style}]")
     grid.add_row("noise_std", f"{ceiling(result.noise_std, 9)}  (added to each coordinate in every step)")
+    if result.noise_multiplier is not None:
+        grid.add_row("noise_multiplier", ceiling(result.noise_multiplier, 9))
     grid.add_row("epsilon", ceiling(result.epsilon, 9))
     grid.add_row("delta", ceiling(result.delta, 9))
     if result.mu is not None:
@@ -79,7 +85,9 @@ def _result_panel(result: Result) -> None:
     if result.alpha is not None:
         grid.add_row("Renyi order", f"{result.alpha:.6g}")
     if result.unlearn_steps is not None and result.command != "steps":
-        grid.add_row("unlearn_steps", str(result.unlearn_steps))
+        grid.add_row("unlearn_steps", exact(result.unlearn_steps))
+    for name, value in result.details.items():
+        grid.add_row(name, _detail(value))
     grid.add_row("adjacency", result.adjacency)
     grid.add_row("bound", result.bound)
     grid.add_row("level", f"{result.certificate_level}, verified by {result.verification_level}")
@@ -92,11 +100,22 @@ def _result_panel(result: Result) -> None:
     console().print(Panel(grid, title=f"{result.command} · {result.method}", title_align="left", expand=False))
 
 
+def _detail(value: Any) -> str:
+    if isinstance(value, list):
+        shown = ", ".join(ceiling(number, 6) for number in value[:8])
+        return shown if len(value) <= 8 else f"{shown}, ... ({len(value)})"
+    return ceiling(value, 9) if isinstance(value, float) else str(value)
+
+
 def _alternative_text(other: Any) -> str:
     if not other.applicable:
         return f"not applicable: {other.reason}"
+    if other.noise_multiplier is not None:
+        return f"noise_multiplier {ceiling(other.noise_multiplier, 6)}, epsilon {ceiling(other.epsilon, 6)}"
     if other.sigma is not None:
-        return f"sigma {ceiling(other.sigma, 6)}, epsilon {ceiling(other.epsilon, 6)}, steps {other.unlearn_steps}"
+        return (
+            f"sigma {ceiling(other.sigma, 6)}, epsilon {ceiling(other.epsilon, 6)}, steps {exact(other.unlearn_steps)}"
+        )
     return f"noise_std {ceiling(other.noise_std, 6)}, epsilon {ceiling(other.epsilon, 6)}"
 
 
@@ -126,8 +145,8 @@ def show_comparison(rows: list[Result | Refusal], *, adjacency: str) -> None:
                 "-" if row.sigma is None else ceiling(row.sigma),
                 ceiling(row.noise_std),
                 "-" if row.mu is None else ceiling(row.mu, 4),
-                "-" if row.unlearn_steps is None else str(row.unlearn_steps),
-                str(row.cost),
+                "-" if row.unlearn_steps is None else exact(row.unlearn_steps),
+                "-" if row.cost is None else str(row.cost),
                 "as planned" if row.needs_preparation else "any way",
                 row.certificate_level,
             ]

@@ -20,6 +20,7 @@ from rdp_calc.reals import ACCURACY_BITS, enclose, precision, round_up
 from rdp_calc.result import Alternative, Result
 from rdp_calc.search import smallest_passing_integer
 
+
 def noise(method: Method, target: Target, *, bound: str = "best") -> Result:
     """The smallest noise (method.NOISE) at which ``method`` meets ``target``, proved, with the failing neighbour.
 
@@ -152,7 +153,7 @@ def _steps(method: Method, bound: Bound, target: Target, noise: float) -> Result
         epsilon=target.epsilon,
         target=(target.epsilon, target.delta),
         failing=("unlearn_steps", failing),
-        answer=counts[-1] if len(counts) == 1 else tuple(counts),
+        answer=final.steps if final.steps is not None else counts[-1],
     )
 
 

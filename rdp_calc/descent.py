@@ -109,8 +109,8 @@ class Descent(Method):
             raise NotApplicable(f"step_size {self.step_size!r} may expand: a convex objective needs at most {limit}.")
         if self.learn_steps == math.inf and self.radius is None and not self._stays_close():
             raise InvalidInput(
-                f"learn_{self.TURNS} inf needs a contraction below 1: with --convexity {self.convexity} give --radius or"
-                f" a finite --learn-{self.TURNS}."
+                f"learn_{self.TURNS} inf needs a contraction below 1: with --convexity {self.convexity} give --radius"
+                f" or a finite --learn-{self.TURNS}."
             )
 
     def _stays_close(self) -> bool:
@@ -218,7 +218,9 @@ class Descent(Method):
         found = []
         for group, turns in self.requests or ((self.group_size, self.unlearn_steps),):
             if turns is None:
-                raise InvalidInput(f"--requests needs {self.TURNS} with each request, as S1:K1,S2:K2; only steps solves.")
+                raise InvalidInput(
+                    f"--requests needs {self.TURNS} with each request, as S1:K1,S2:K2; only steps solves."
+                )
             found.append((group, turns))
         return tuple(found)
 

@@ -172,7 +172,6 @@ class Bound(ABC):
             return None
         return found, self.evidence(method, noise, found.value, alpha=near.alpha, choice=near.choice)
 
-
     @staticmethod
     def _polished(proposal: float, delta: float, evidence: Callable[[float], Evidence]) -> float:
         """Two secant steps on ln delta against ln x, in balls."""

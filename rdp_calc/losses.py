@@ -23,7 +23,7 @@ from rdp_calc.documents import field
 from rdp_calc.errors import DataError, InvalidInput
 from rdp_calc.options import Option, require
 from rdp_calc.problem import Assumption, Status
-from rdp_calc.reals import ball, enclose, round_down, round_up
+from rdp_calc.reals import at_most, ball, enclose, round_down, round_up
 
 LOSSES = ("logistic", "softmax", "huber")
 
@@ -73,6 +73,21 @@ class Constants:
     @property
     def status(self) -> Status:
         return "estimated" if self.loss is None else "proved"
+
+    def unsafe(self) -> str | None:
+        """What is wrong with constants that are said to be proved, or None."""
+        assert self.loss is not None
+        given = {"loss": self.loss, "l2": self.l2 or 0.0, "feature_norm": self.feature_norm or 0.0}
+        given |= {"intercept": self.intercept, "huber_threshold": self.huber_threshold}
+        for name in CONSTANT_NAMES:
+
+            def excess(name: str = name) -> arb:
+                exact, stored = exact_constants(**given)[name], ball(getattr(self, name))
+                return stored - exact if name == "strong_convexity" else exact - stored
+
+            if not at_most(excess, 0):
+                return f"{name} = {getattr(self, name)!r} is not safe for loss {self.loss} with l2 = {self.l2!r}"
+        return None
 
     def assumptions(self) -> list[Assumption]:
         return [Assumption(name=name, value=getattr(self, name), status=self.status) for name in CONSTANT_NAMES]

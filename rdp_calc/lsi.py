@@ -1,8 +1,9 @@
 """What the log-Sobolev bounds share: the divergence at the end of learning, and how fast a step shrinks it.
 
-One step maps the law through a Lip-Lipschitz step and adds N(0, tau^2 I): a log-Sobolev constant C (convention: N(0, v I)
-has constant v) becomes Lip^2 C + tau^2, and the decay of a step is ln(1 + tau^2/(Lip^2 C)). Laws projected onto a ball
-of radius R also have C <= 6 (4 r^2 + tau^2) exp(4 r^2/tau^2) with reach r = R + eta M (``docs/theory/lsi-sharp.md``).
+One step maps the law through a Lip-Lipschitz step and adds N(0, tau^2 I): a log-Sobolev constant C (convention: N(0, v
+I) has constant v) becomes Lip^2 C + tau^2, and the decay of a step is ln(1 + tau^2/(Lip^2 C)). Laws projected onto a
+ball of radius R also have C <= 6 (4 r^2 + tau^2) exp(4 r^2/tau^2) with reach r = R + eta M
+(``docs/theory/lsi-sharp.md``).
 """
 
 from __future__ import annotations

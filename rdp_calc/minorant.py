@@ -23,6 +23,7 @@ from flint import arb
 from rdp_calc.process import Cycle, NoisyProcess, Phase
 from rdp_calc.reals import Real, ball
 
+
 @dataclass(frozen=True)
 class _Block:
     """``count`` equal blocks in a row; distance and variance in the units of each block's end."""

@@ -84,3 +84,17 @@ def gradient_gap(*, lipschitz: Real, group_size: int, dataset_size: int, adjacen
     """
     factor = 1 if adjacency == "zero-out" else 2
     return factor * group_size * ball(lipschitz) / dataset_size
+
+
+def check_any_group(dataset_size: int | None, group_size: int) -> None:
+    """Sizes of a method whose guarantee holds for any group: whole numbers, the group within the data if that is known.
+
+    Raises InvalidInput otherwise.
+    """
+    for name, value in (("dataset_size", dataset_size), ("group_size", group_size)):
+        if value is None and name == "dataset_size":
+            continue
+        if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= MAX_RECORDS:
+            raise InvalidInput(f"{name} must be an integer in 1..{MAX_RECORDS}, got {value!r}.")
+    if dataset_size is not None and group_size > dataset_size:
+        raise InvalidInput(f"group_size must be at most dataset_size {dataset_size}, got {group_size}.")

@@ -13,7 +13,7 @@ from typing import Any
 
 from flint import arb
 
-from rdp_calc import documents, losses
+from rdp_calc import documents
 from rdp_calc.certificate import (
     CERTIFICATE_SCHEMA,
     FINGERPRINT_ALGORITHM,
@@ -23,7 +23,6 @@ from rdp_calc.certificate import (
 )
 from rdp_calc.errors import DataError, RdpCalcError, VerificationFailed
 from rdp_calc.evidence import Evidence
-from rdp_calc.losses import CONSTANT_NAMES
 from rdp_calc.plan import PLAN_SCHEMA, Plan, guarantee, plan_from_json
 from rdp_calc.reals import at_most, ball, enclose, round_up
 from rdp_calc.result import jsonable
@@ -242,34 +241,13 @@ def _attempt(name: str, check: Callable[[Plan], str | None], plan: Plan) -> Chec
 
 
 def _constants(plan: Plan) -> str | None:
-    stored = getattr(plan.method, "constants", None)
+    stored = getattr(plan.method, "constants", None) or getattr(plan.method, "curvature", None)
     if stored is None or stored.loss is None:
         return None
-    losses.proved_constants(
-        loss=stored.loss,
-        l2=stored.l2,
-        feature_norm=stored.feature_norm,
-        intercept=stored.intercept,
-        huber_threshold=stored.huber_threshold,
-    )
-    for name in CONSTANT_NAMES:
-
-        def excess(name: str = name) -> Any:
-            exact = losses.exact_constants(
-                loss=stored.loss,
-                l2=stored.l2,
-                feature_norm=stored.feature_norm,
-                intercept=stored.intercept,
-                huber_threshold=stored.huber_threshold,
-            )[name]
-            value = ball(getattr(stored, name))
-            return value - exact if name == "strong_convexity" else exact - value
-
-        if not at_most(excess, 0):
-            return f"{name} = {getattr(stored, name)!r} is not safe for loss {stored.loss} with l2 = {stored.l2!r}"
-    if (plan.data.feature_norm, plan.data.intercept) != (stored.feature_norm, stored.intercept):
-        return "the data block has another feature_norm or intercept than the constants"
-    return None
+    problem: str | None = stored.unsafe()
+    if problem is None and (plan.data.feature_norm, plan.data.intercept) != (stored.feature_norm, stored.intercept):
+        problem = "the data block has another feature_norm or intercept than the constants"
+    return problem
 
 
 def _noise_std(plan: Plan) -> str | None:

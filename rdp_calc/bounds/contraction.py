@@ -1,4 +1,4 @@
-"""Hockey-stick contraction from the start of the common steps, or after a shifted prefix (``docs/theory/contraction.md``)."""
+"""Hockey-stick contraction from the start of the common steps, or after a prefix (``docs/theory/contraction.md``)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from rdp_calc.problem import Target
 from rdp_calc.process import NoisyProcess
 from rdp_calc.profiles import gaussian
 from rdp_calc.profiles.hockey_stick import contract, log_contract, log_expm1, log_step
-from rdp_calc.reals import ball, midpoint, precision
+from rdp_calc.reals import midpoint, precision
 from rdp_calc.search import root
 
 _SEARCH_BITS = 96
@@ -27,7 +27,8 @@ class Contraction(Bound):
     """When both runs apply the same Markov kernel, and every step maps into a set of diameter D before it adds
     N(0, tau^2 I), delta at a fixed epsilon shrinks in each step:
 
-        delta' = theta_e(D/tau) delta,  e = ln(1 + (e^epsilon - 1)/delta),  theta_e(r) = Q(e/r - r/2) - e^e Q(e/r + r/2).
+        delta' = theta_e(D/tau) delta,  e = ln(1 + (e^epsilon - 1)/delta),
+        theta_e(r) = Q(e/r - r/2) - exp(e) Q(e/r + r/2),  Q the upper normal tail.
 
     It starts from the profile at the end of what came before: 1 where nothing is known, the initial noise of the
     clipped model, or the profile of shifted composition. For langevin and noisy-sgd the steps before contraction may
@@ -49,8 +50,11 @@ class Contraction(Bound):
             raise NotApplicable(f"bound {self.name} covers one request; use --bound shifted for --requests.")
         if method.image_diameter() is None:
             raise NotApplicable(f"bound {self.name} needs iterates projected onto a ball: give --radius.")
+
+    def floor(self, method: Method, target: Target) -> str:
         if not method.common_steps:
-            raise NotApplicable(f"bound {self.name} needs at least one unlearning step.")
+            return "without an unlearning step nothing contracts; give --unlearn-steps of at least 1"
+        return super().floor(method, target)
 
     def splits(self, method: Method) -> tuple[Split, ...]:
         """Prefixes to choose from; for model-clip alone the contraction covers every step."""
@@ -127,7 +131,7 @@ def _prefix_mu(method: Method, split: Split, noise: float) -> float:
         prefix = method.prefix(scale, split[0])
         return math.inf if prefix is None else midpoint(resolved_energy(prefix, split[1], split[2]).sqrt())
 
-    if not method.SCALES:
+    if not method.scales:
         return compute(noise)
     unit: float = method.remember(("prefix mu", split), lambda: compute(1.0))
     return unit / noise

@@ -172,7 +172,8 @@ def _log_unit_curve(problem: Descent) -> Callable[[float], float]:
     requests, rate = problem.asked(), _rate(problem)
     starts = {group: midpoint(_start(problem, group, 1.0)) for group, _ in requests}
     if len(requests) == 1:
-        (group, turns), log_scale = requests[0], log_float(ball(starts[requests[0][0]]))
+        group, turns = requests[0]
+        log_scale = log_float(ball(starts[group]))
         return lambda alpha: log_scale + math.log(alpha) - rate * turns / alpha
 
     def log_curve(alpha: float) -> float:

@@ -16,7 +16,8 @@ from rdp_calc.methods import Method
 from rdp_calc.minorant import energy
 from rdp_calc.problem import Target
 from rdp_calc.process import NoisyProcess, use_alternative
-from rdp_calc.reals import ball, midpoint, precision
+from rdp_calc.reals import midpoint, precision
+from rdp_calc.schedule import mu_squared
 from rdp_calc.search import minimise_integer
 
 #: Longest stretch of an infinite run that is looked at for the best restart.
@@ -46,12 +47,19 @@ class Shifted(GaussianBound):
     reference = "Bok-Su-Altschuler 2024, arXiv:2403.00278"
 
     def identify(self, method: Method) -> str:
+        if method.schedule() is not None:
+            return "shifted-gdp/general/v1"
         process = method.releases()[-1].processes(1.0)[-1]
         if process.restarts or process.has_alternative:
             return "shifted-gdp/projected/v1"
-        return self.id if method.NAME == "langevin" and len(process.phases) == 2 else "shifted-gdp/general/v1"
+        closed = (
+            method.NAME == "langevin" and getattr(method, "convexity", "") == "strongly" and len(process.phases) == 2
+        )
+        return self.id if closed else "shifted-gdp/general/v1"
 
     def choose(self, method: Method) -> tuple[int, ...] | None:
+        if method.schedule() is not None:
+            return None
         processes = [process for release in method.releases() for process in release.processes(1.0)]
         if all(not process.restarts and not process.has_alternative for process in processes):
             return None
@@ -59,6 +67,9 @@ class Shifted(GaussianBound):
             return tuple(number for process in processes for number in best_choice(process))
 
     def unit_mu(self, method: Method, choice: tuple[int, ...] | None) -> arb:
+        schedule, count = method.schedule(), method.accounted()
+        if schedule is not None and count is not None:
+            return mu_squared(schedule, count).sqrt()
         sequence = method.sequence()
         if sequence is not None and choice is None:
             return largest(sequence.unit_mus())
@@ -128,8 +139,8 @@ def best_choice(process: NoisyProcess) -> tuple[int, int]:
     starts = [-1]
     if process.restarts:
         starts.append(minimise_integer(lambda kept: value(kept, -1), longest))
-    for kept in starts:
-        candidates = [(kept, -1)]
+    for start in starts:
+        kept, candidates = start, [(start, -1)]
         if process.has_alternative:
             reach = longest if kept < 0 else kept
             switched = minimise_integer(partial(value, kept), reach)

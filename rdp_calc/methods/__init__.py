@@ -12,6 +12,7 @@ from rdp_calc.errors import InvalidInput, NotApplicable
 from rdp_calc.options import Option
 from rdp_calc.problem import Assumption
 from rdp_calc.process import NoisyProcess
+from rdp_calc.schedule import Schedule
 from rdp_calc.sequence import Sequence
 
 #: Largest finite number of steps accepted; beyond it use inf.
@@ -32,8 +33,6 @@ class Method(ABC):
     #: Whether a model that was trained without preparation can be unlearned.
     NEEDS_PREPARATION: ClassVar[bool]
     EXAMPLE: ClassVar[str]
-    #: Whether every noise of the process is proportional to the one that is solved for.
-    SCALES: ClassVar[bool] = True
 
     @classmethod
     @abstractmethod
@@ -56,6 +55,11 @@ class Method(ABC):
         return (self,)
 
     @property
+    def scales(self) -> bool:
+        """Whether every noise of the process is proportional to the one that is solved for."""
+        return True
+
+    @property
     def common_steps(self) -> int:
         """Last steps in which both runs apply the same Markov kernel with noise; 0 where there are none."""
         return 0
@@ -75,6 +79,14 @@ class Method(ABC):
     def with_all_steps(self, steps: tuple[int, ...], count: int) -> Method:
         """The problem up to release number ``count`` with these steps, one a request."""
         return self.with_unlearn_steps(steps[-1])
+
+    def schedule(self) -> Schedule | None:
+        """The steps at noise 1 where each has its own numbers; None otherwise."""
+        return None
+
+    def accounted(self) -> int | None:
+        """The steps that count towards mu, where the others are post-processing; None where all do."""
+        return None
 
     def sequence(self) -> Sequence | None:
         """The requests at noise 1 in closed form, where that covers them; None otherwise."""

@@ -1,9 +1,9 @@
 """Langevin unlearning: full-batch noisy gradient descent.
 
 Learn T steps on D, then K more on the retained data: w <- w - eta grad F(w) + sigma sqrt(2 eta) N(0, I). While the
-forgotten records are in the objective the two runs drift by s = eta x (2 M S / n, or M S / n for zero-out) per step. The
-step contracts by max(|1 - eta m|, |1 - eta L|) < 1 on a strongly convex objective, not at all on a convex one, and may
-expand by 1 + eta L otherwise; the last two need a radius or finitely many steps. (Method: Chien-Wang-Chen-Li 2024,
+forgotten records are in the objective the two runs drift by s = eta x (2 M S / n, or M S / n for zero-out) per step.
+The step contracts by max(|1 - eta m|, |1 - eta L|) < 1 on a strongly convex objective, not at all on a convex one, and
+may expand by 1 + eta L otherwise; the last two need a radius or finitely many steps. (Method: Chien-Wang-Chen-Li 2024,
 arXiv:2401.10371; accounting: shifted composition, ``docs/theory/shifted.md``.)
 """
 

@@ -1,8 +1,8 @@
 """Noisy SGD with cyclic minibatches: records keep fixed slots in n/b batches, which are visited in the same order.
 
 Slots are assigned once, before learning; a deleted record leaves a hole and the reference keeps the same slots. In a
-batch with S_B forgotten records the two runs drift by 2 eta M S_B / b (eta M S_B / b for zero-out), in the others not at
-all. The positions are taken to be unknown, so the worst allocation is used: the last batches first. (Method:
+batch with S_B forgotten records the two runs drift by 2 eta M S_B / b (eta M S_B / b for zero-out), in the others not
+at all. The positions are taken to be unknown, so the worst allocation is used: the last batches first. (Method:
 Chien-Wang-Chen-Li 2024, arXiv:2403.17105; accounting: shifted composition, ``docs/theory/shifted.md``.)
 """
 
@@ -125,7 +125,7 @@ class NoisySgd(Descent):
     def assumptions(self) -> list[Assumption]:
         slots = Assumption(
             name="fixed_slots",
-            value=f"{self.batches} batches, assigned before learning and visited in order; a removed record leaves a hole",
+            value=f"{self.batches} batches assigned before learning, visited in order; a removed record leaves a hole",
             status="enforced",
             enforced_by="the run keeps the slots of the learning record",
         )

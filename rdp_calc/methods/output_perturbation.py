@@ -16,7 +16,7 @@ from rdp_calc.documents import field
 from rdp_calc.errors import InvalidInput
 from rdp_calc.methods import Method
 from rdp_calc.options import Option, check_known, require
-from rdp_calc.problem import ADJACENCY_OPTION, SIZE_OPTIONS, Assumption
+from rdp_calc.problem import ADJACENCY_OPTION, SIZE_OPTIONS, Assumption, check_any_group
 from rdp_calc.process import NoisyProcess, Phase
 from rdp_calc.reals import ball
 
@@ -48,12 +48,7 @@ class OutputPerturbation(Method):
     def __post_init__(self) -> None:
         if not 0 < self.init_clip < math.inf:
             raise InvalidInput(f"init_clip must be a finite number > 0, got {self.init_clip!r}.")
-        if self.dataset_size is not None and not self.dataset_size >= 1:
-            raise InvalidInput(f"dataset_size must be an integer >= 1, got {self.dataset_size!r}.")
-        if not self.group_size >= 1:
-            raise InvalidInput(f"group_size must be an integer >= 1, got {self.group_size!r}.")
-        if self.dataset_size is not None and self.group_size > self.dataset_size:
-            raise InvalidInput(f"group_size must be at most dataset_size {self.dataset_size}, got {self.group_size}.")
+        check_any_group(self.dataset_size, self.group_size)
 
     @classmethod
     def from_options(cls, **values: Any) -> OutputPerturbation:

@@ -93,6 +93,7 @@ def mu(*, epsilon: float, delta: float) -> float:
         raise InvalidInput(f"no noise in double precision meets epsilon = {epsilon!r}, delta = {delta!r}.")
     return math.nextafter(1 / found.value, 0.0)
 
+
 def mu_enclosure(epsilon: float, delta: float) -> arb:
     """A ball of about 120 correct bits around mu*(epsilon, delta), the mu at which delta(epsilon; mu) = delta.
 
@@ -120,12 +121,7 @@ def _mu_enclosure(epsilon: float, delta: float) -> arb:
             low, high = centre * (1 - width), centre * (1 + width)
             if low > 0 and delta_enclosure(epsilon, low) <= ball(delta) < delta_enclosure(epsilon, high):
                 return low.union(high)
-    low, high = ball(start), ball(start)
-    while not at_most(lambda: delta_enclosure(epsilon, low), delta):
-        low *= 1 - 1e-3
-    while at_most(lambda: delta_enclosure(epsilon, high), delta):
-        high *= 1 + 1e-3
-    return low.union(high)
+    raise InvalidInput(f"no mu is resolved for epsilon = {epsilon!r}, delta = {delta!r}.")
 
 
 def propose_mu(*, epsilon: float, delta: float) -> float:
@@ -163,7 +159,10 @@ def propose_epsilon(*, delta: float, mu: float) -> float:
 
 
 def log_delta(u: float, mu: float) -> float:
-    """log delta in floats at u = epsilon/mu - mu/2, free of cancellation: phi(u) times the drop of the Mills ratio from u to u + mu."""
+    """log delta in floats at u = epsilon/mu - mu/2, free of cancellation.
+
+    phi(u) times the drop of the Mills ratio from u to u + mu.
+    """
     if u <= 0:
         value = 0.5 * math.erfc(u / math.sqrt(2)) - math.exp(-u * u / 2 - _LOG_SQRT_TWO_PI) * _mills(u + mu)
         if value > 0.1:

@@ -42,9 +42,7 @@ def rest(alpha: float, order: float, conversion: Conversion) -> float:
     return -math.log1p(1 / order) - math.log(alpha) / order
 
 
-def best_order_for_delta(
-    curve: Callable[[float], float], epsilon: float, conversion: Conversion = "mironov"
-) -> float:
+def best_order_for_delta(curve: Callable[[float], float], epsilon: float, conversion: Conversion = "mironov") -> float:
     """A float order that nearly minimises delta at ``epsilon``; ``curve`` is e(alpha) in floats."""
     return _order(lambda alpha, order: order * (curve(alpha) - epsilon + rest(alpha, order, conversion)))
 

@@ -19,8 +19,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from scipy.optimize import minimize
 
-from rdp_calc import NoisyProcess, Phase
-from rdp_calc.bounds import shifted
+from rdp_calc import NoisyProcess, Phase, minorant
 from rdp_calc.errors import InvalidInput
 
 # Exact enough for 1e-20 after the longest run below.
@@ -39,7 +38,7 @@ def phase_lists(most_phases: int, most_steps: int) -> st.SearchStrategy[list[Pha
 
 def solve(phases: list[Phase], start: float = 0.0) -> Any:
     with ctx.workprec(BITS):
-        return shifted.mu_squared(NoisyProcess(phases=tuple(phases), initial_distance=start))
+        return minorant.mu_squared(NoisyProcess(phases=tuple(phases), initial_distance=start))
 
 
 def single_steps(phases: list[Phase]) -> list[tuple[float, float, float]]:

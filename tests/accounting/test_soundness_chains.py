@@ -18,8 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import rdp_calc
-from rdp_calc import Langevin, NoisyProcess, Phase
-from rdp_calc.bounds import shifted
+from rdp_calc import Langevin, NoisyProcess, Phase, minorant
 from rdp_calc.losses import Constants
 
 Vector = np.ndarray
@@ -177,7 +176,7 @@ def hockey_stick(p: Vector, q: Vector, epsilon: float) -> tuple[float, float]:
 
 def bound_mu(process: NoisyProcess) -> float:
     with ctx.workprec(200):
-        return float(shifted.mu(process).upper())
+        return float(minorant.mu(process).upper())
 
 
 def violations(oracle: Any, case: Densities, mu: float) -> int:

@@ -1,0 +1,60 @@
+"""What the methods with a proved approximation error share: publish the approximation plus noise that covers it."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from dataclasses import dataclass
+from typing import Any
+
+from flint import arb
+
+from rdp_calc.curvature import Curvature
+from rdp_calc.methods import Method
+from rdp_calc.problem import Assumption
+from rdp_calc.process import NoisyProcess, Phase
+from rdp_calc.reals import ball
+
+
+@dataclass(frozen=True, kw_only=True)
+class Approximation(Method):
+    """dataset_size n, group_size S, adjacency and the constants; the noise is noise_std, added once."""
+
+    dataset_size: int
+    group_size: int
+    adjacency: str
+    curvature: Curvature
+
+    NOISE = "noise_std"
+    BOUNDS = ("error-bound",)
+    HAS_STEPS = False
+    NEEDS_PREPARATION = True
+
+    @abstractmethod
+    def error(self) -> arb:
+        """An enclosure of the largest distance between the unlearned and the reference model, in parameter units."""
+
+    def process(self, noise: float) -> NoisyProcess:
+        release = Phase(contraction=1.0, shift=0.0, noise_std=noise, steps=1)
+        return NoisyProcess(phases=(release,), initial_distance=self.error())
+
+    def noise_std(self, noise: float) -> arb:
+        return ball(noise)
+
+    @property
+    def adjacency_shown(self) -> str:
+        return self.adjacency
+
+    @property
+    def steps(self) -> None:
+        return None
+
+    def assumptions(self) -> list[Assumption]:
+        return self.curvature.assumptions()
+
+    def problem(self) -> dict[str, Any]:
+        sizes = {"dataset_size": self.dataset_size, "group_size": self.group_size, "adjacency": self.adjacency}
+        return {**sizes, **self.curvature.to_json()}
+
+    def problem_of_plan(self) -> dict[str, Any]:
+        """The ``problem`` block of a plan."""
+        return {"dataset_size": self.dataset_size, "group_size": self.group_size, **self.curvature.to_plan()}

@@ -1,0 +1,121 @@
+"""Newton unlearning: one Newton step on the retained objective, then noise that covers the error of the step.
+
+w - H_retained^{-1} grad F_retained(w). Trained to ||grad F(w)|| <= rho, with linear-solve residual r and a reference
+trained to rho_R, the error is at most (L2/(2 m)) ((gap + rho)/m)^2 + (r + rho_R)/m, gap = 2 M S/n (M S/n for zero-out).
+(Guo-Goldstein-Hannun-van der Maaten 2020, arXiv:1911.03030; Sekhari-Acharya-Kamath-Suresh 2021, arXiv:2103.03279;
+accounting: ``docs/theory/error-bound.md``.)
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from flint import arb
+
+from rdp_calc.curvature import OPTIONS, curvature_from, curvature_from_plan
+from rdp_calc.documents import field
+from rdp_calc.errorbound import Approximation
+from rdp_calc.finetune import check_not_negative, check_positive
+from rdp_calc.options import Option, check_known, require
+from rdp_calc.problem import ADJACENCY_OPTION, SIZE_OPTIONS, Assumption, check_sizes, gradient_gap
+from rdp_calc.reals import ball
+
+TOLERANCE_OPTIONS = (
+    Option(name="tolerance", kind="float", help="Gradient norm rho reached by training."),
+    Option(name="residual", kind="float", default="0", help="Norm r of the residual of the linear solve."),
+    Option(name="reference_tolerance", kind="float", help="Gradient norm of the reference (default --tolerance)."),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Newton(Approximation):
+    """tolerance rho, residual r, reference_tolerance rho_R, all gradient norms in loss / parameter."""
+
+    tolerance: float
+    residual: float
+    reference_tolerance: float
+
+    NAME = "newton"
+    SUMMARY = "One Newton step on the retained data, then noise; strongly convex."
+    EXAMPLE = "newton --epsilon 1 --delta 1/n --dataset-size 11982 --loss logistic --l2 0.011982 --tolerance 1e-8"
+    OPTIONS = (*SIZE_OPTIONS, ADJACENCY_OPTION, *OPTIONS, *TOLERANCE_OPTIONS)
+
+    def __post_init__(self) -> None:
+        check_sizes(dataset_size=self.dataset_size, group_size=self.group_size, adjacency=self.adjacency)
+        check_positive("strong_convexity", self.curvature.strong_convexity)
+        for name in ("tolerance", "residual", "reference_tolerance"):
+            check_not_negative(name, getattr(self, name))
+
+    @classmethod
+    def read(cls, values: dict[str, Any]) -> dict[str, Any]:
+        """The fields of this class from raw inputs."""
+        check_known(values, cls.OPTIONS, cls.NAME)
+        tolerance = require(values, "tolerance", ": the gradient norm that training reaches")
+        reference = values.get("reference_tolerance")
+        return {
+            "dataset_size": require(values, "dataset_size"),
+            "group_size": 1 if values.get("group_size") is None else values["group_size"],
+            "adjacency": require(values, "adjacency"),
+            "curvature": curvature_from(values),
+            "tolerance": tolerance,
+            "residual": 0.0 if values.get("residual") is None else values["residual"],
+            "reference_tolerance": tolerance if reference is None else reference,
+        }
+
+    @classmethod
+    def from_options(cls, **values: Any) -> Newton:
+        return cls(**cls.read(values))
+
+    def gap(self) -> arb:
+        """The largest change of the mean gradient by the deletion."""
+        return ball(
+            gradient_gap(
+                lipschitz=self.curvature.lipschitz,
+                group_size=self.group_size,
+                dataset_size=self.dataset_size,
+                adjacency=self.adjacency,
+            )
+        )
+
+    def error(self) -> arb:
+        m, rho = ball(self.curvature.strong_convexity), ball(self.tolerance)
+        step = ball(self.curvature.hessian_lipschitz) / (2 * m) * ((self.gap() + rho) / m) ** 2
+        return step + (ball(self.residual) + ball(self.reference_tolerance)) / m
+
+    @property
+    def cost(self) -> int:
+        # One pass for the gradient and one for the Hessian.
+        return 2 * (self.dataset_size - (self.group_size if self.adjacency == "remove" else 0))
+
+    def assumptions(self) -> list[Assumption]:
+        reached = "checked in float64 with its rounding bound added, before publishing"
+        return [
+            *super().assumptions(),
+            Assumption(name="tolerance", value=self.tolerance, status="enforced", enforced_by=reached),
+            Assumption(name="residual", value=self.residual, status="enforced", enforced_by=reached),
+        ]
+
+    def problem(self) -> dict[str, Any]:
+        return {**super().problem(), **self._tolerances()}
+
+    def _tolerances(self) -> dict[str, float]:
+        return {name: getattr(self, name) for name in ("tolerance", "residual", "reference_tolerance")}
+
+    def to_plan(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        return self.problem_of_plan(), self._tolerances()
+
+    @classmethod
+    def from_plan(cls, document: dict[str, Any]) -> Newton:
+        return cls(
+            dataset_size=field(document, "problem.dataset_size", "integer"),
+            group_size=field(document, "problem.group_size", "integer"),
+            adjacency=field(document, "adjacency", "text"),
+            curvature=curvature_from_plan(document),
+            tolerance=field(document, "parameters.tolerance", "number"),
+            residual=field(document, "parameters.residual", "number"),
+            reference_tolerance=field(document, "parameters.reference_tolerance", "number"),
+        )
+
+
+METHOD = Newton

@@ -1,0 +1,386 @@
+"""Noisy fine-tuning: clip the model once, then clipped and noised gradient steps on retained data.
+
+x_0 = clip(model, C0); x <- x - gamma (clip(g, C1) + lambda x) + N(0, noise_std^2 I), g the gradient of a batch of
+retained records (the batch gradient is clipped, not each record's). Any loss, any network, any model to start from: two
+runs contract by c = |1 - gamma lambda|, shift by 2 gamma C1 and start 2 C0 apart. Both apply the same kernel, so steps
+after the best prefix are post-processing. (Amplification by iteration: Koloskova et al. 2025, arXiv:2506.06985;
+accounting: shifted composition, ``docs/theory/shifted.md``.)
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from flint import arb
+
+from rdp_calc import finetune
+from rdp_calc.documents import field
+from rdp_calc.errors import DataError, InvalidInput
+from rdp_calc.methods import MAX_STEPS, Method
+from rdp_calc.options import Option, check_known, read_float, require
+from rdp_calc.problem import ADJACENCY_OPTION, SIZE_OPTIONS, Assumption, check_any_group
+from rdp_calc.process import NoisyProcess, Phase
+from rdp_calc.reals import ball
+from rdp_calc.schedule import Schedule, best_prefix
+
+OPTIMIZERS = ("sgd", "momentum", "adam")
+
+#: Most steps a schedule of different numbers may have.
+MAX_SCHEDULE = 10**7
+
+#: A schedule by name (constant, linear:END, cosine) or one number a step; only ratios to the first value count.
+Values = str | tuple[float, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class NoisyFinetune(Method):
+    """init_clip C0, grad_clip C1, step_size gamma (the first one), weight_decay lambda, unlearn_steps T >= 1.
+
+    Only the first accounted_steps (None: the best prefix) count towards mu; the kernel after them is the same in both
+    runs. The noise is noise_std, the first value of the noise schedule. dataset_size and group_size do not matter.
+    """
+
+    init_clip: float
+    grad_clip: float
+    step_size: float
+    unlearn_steps: int
+    weight_decay: float = 0.0
+    noise_schedule: Values = "constant"
+    step_schedule: Values = "constant"
+    optimizer: str = "sgd"
+    accounted_steps: int | None = None
+    dataset_size: int | None = None
+    group_size: int = 1
+
+    NAME = "noisy-finetune"
+    SUMMARY = "Clip the model, then clipped and noised fine-tuning on retained data; any network."
+    NOISE = "noise_std"
+    BOUNDS = ("shifted",)
+    HAS_STEPS = True
+    NEEDS_PREPARATION = False
+    EXAMPLE = "noisy-finetune --epsilon 1 --delta 1e-5 --init-clip 1 --grad-clip 1 --step-size 0.01"
+    OPTIONS = (
+        *SIZE_OPTIONS,
+        ADJACENCY_OPTION,
+        Option(name="init_clip", kind="text", help="Norm C0 the model is projected to before the first step."),
+        Option(name="init_clamp", kind="float", help="Clamp every coordinate to +-V instead: C0 = V sqrt(dimension)."),
+        Option(name="dimension", kind="int", help="Number of parameters, with --init-clamp."),
+        Option(name="grad_clip", kind="text", help="Norm C1 the batch gradient (or whole update) is clipped to."),
+        Option(name="step_size", kind="text", help="Step size gamma, the first value of its schedule."),
+        Option(name="weight_decay", kind="float", default="0", help="Decoupled weight decay lambda."),
+        Option(name="unlearn_steps", kind="text", help="Steps T (default: the number that needs least noise)."),
+        Option(
+            name="noise_schedule",
+            kind="text",
+            default="constant",
+            help="constant, linear:END, cosine or @FILE; END is a fraction of the first value.",
+        ),
+        Option(
+            name="step_schedule",
+            kind="text",
+            default="constant",
+            help="constant, linear:END, cosine or @FILE (one number a step, read relative to the first).",
+        ),
+        Option(
+            name="optimizer",
+            kind="choice",
+            default="sgd",
+            choices=OPTIMIZERS,
+            help="sgd, or momentum or adam with the whole update clipped and fresh state.",
+        ),
+    )
+
+    def __post_init__(self) -> None:
+        for name in ("init_clip", "grad_clip", "step_size"):
+            finetune.check_positive(name, getattr(self, name))
+        finetune.check_not_negative("weight_decay", self.weight_decay)
+        check_any_group(self.dataset_size, self.group_size)
+        for name in ("unlearn_steps", "accounted_steps"):
+            count = getattr(self, name)
+            if count is None and name == "accounted_steps":
+                continue
+            if isinstance(count, bool) or not isinstance(count, int) or not 1 <= count <= MAX_STEPS:
+                raise InvalidInput(f"{name} must be an integer in 1..{MAX_STEPS}, got {count!r}.")
+        if self.optimizer not in OPTIMIZERS:
+            raise InvalidInput(f"optimizer must be one of {', '.join(OPTIMIZERS)}, got {self.optimizer!r}.")
+        for name in ("noise_schedule", "step_schedule"):
+            check_schedule(name, getattr(self, name), self.unlearn_steps)
+        scheduled = self.noise_schedule != "constant" or self.step_schedule != "constant"
+        if scheduled and self.step_size * self.weight_decay > 1:
+            raise InvalidInput(
+                "with a schedule step_size x weight_decay must be at most 1, got"
+                f" {self.step_size * self.weight_decay!r}."
+            )
+        if self.accounted_steps is not None:
+            if self.accounted_steps > self.unlearn_steps:
+                raise InvalidInput(
+                    f"accounted_steps must be at most unlearn_steps = {self.unlearn_steps}, got {self.accounted_steps}."
+                )
+            if self.optimizer != "sgd" and self.accounted_steps < self.unlearn_steps:
+                raise InvalidInput(f"with optimizer {self.optimizer} every step counts: its state is private.")
+
+    @classmethod
+    def from_options(cls, **values: Any) -> NoisyFinetune:
+        check_known(values, cls.OPTIONS, cls.NAME)
+        clip, clamp = _number(values, "init_clip"), values.get("init_clamp")
+        if (clip is None) == (clamp is None):
+            raise InvalidInput("give --init-clip, or --init-clamp with --dimension, one of the two.")
+        if clamp is not None:
+            finetune.check_positive("init_clamp", clamp)
+            dimension = require(values, "dimension", " with --init-clamp")
+            if not dimension >= 1:
+                raise InvalidInput(f"dimension must be an integer >= 1, got {dimension!r}.")
+            clip = finetune.clamp_norm(clamp, dimension)
+        for name in ("grad_clip", "step_size"):
+            require(values, name)
+        fields: dict[str, Any] = {
+            "init_clip": clip,
+            "grad_clip": _number(values, "grad_clip"),
+            "step_size": _number(values, "step_size"),
+            "weight_decay": 0.0 if values.get("weight_decay") is None else values["weight_decay"],
+            "noise_schedule": read_schedule("--noise-schedule", values.get("noise_schedule")),
+            "step_schedule": read_schedule("--step-schedule", values.get("step_schedule")),
+            "optimizer": values.get("optimizer") or "sgd",
+            "dataset_size": values.get("dataset_size"),
+            "group_size": 1 if values.get("group_size") is None else values["group_size"],
+        }
+        steps = _number(values, "unlearn_steps")
+        if steps is not None and not (steps >= 0 and steps == int(steps)):
+            raise InvalidInput(f"unlearn_steps must be an integer >= 1, got {steps!r}.")
+        return cls(**fields, unlearn_steps=default_steps(fields) if steps is None else max(int(steps), 1))
+
+    def schedule(self) -> Schedule | None:
+        if self.noise_schedule == self.step_schedule == "constant":
+            return None
+        found: Schedule = self.remember(
+            "schedule",
+            lambda: Schedule(
+                [self.step_size * ratio for ratio in ratios(self.step_schedule, self.unlearn_steps)],
+                ratios(self.noise_schedule, self.unlearn_steps),
+                self.weight_decay,
+                self.grad_clip,
+                self.init_clip,
+            ),
+        )
+        return found
+
+    def accounted(self) -> int:
+        """The steps that count towards mu."""
+        if self.accounted_steps is not None:
+            return self.accounted_steps
+        if self.optimizer != "sgd":
+            return self.unlearn_steps
+        found: int = self.remember("accounted", self._accounted)
+        return found
+
+    def _accounted(self) -> int:
+        schedule = self.schedule()
+        if schedule is not None:
+            return best_prefix(schedule)
+        best = finetune.best_steps(
+            init_clip=self.init_clip,
+            grad_clip=self.grad_clip,
+            step_size=self.step_size,
+            weight_decay=self.weight_decay,
+            limit=self.unlearn_steps,
+        )
+        return self.unlearn_steps if best is None else best
+
+    def noise_std(self, noise: float) -> arb:
+        return ball(noise)
+
+    def process(self, noise: float) -> NoisyProcess:
+        if self.schedule() is not None:
+            return super().process(noise)
+        phase = Phase(
+            contraction=finetune.contraction(self.step_size, self.weight_decay),
+            shift=finetune.shift(self.step_size, self.grad_clip),
+            noise_std=noise,
+            steps=self.accounted(),
+        )
+        return NoisyProcess(phases=(phase,), initial_distance=2 * ball(self.init_clip))
+
+    def with_unlearn_steps(self, steps: int) -> NoisyFinetune:
+        if isinstance(self.noise_schedule, tuple) or isinstance(self.step_schedule, tuple):
+            raise InvalidInput("the steps of a schedule from a file are those of the file.")
+        return replace(self, unlearn_steps=max(steps, 1), accounted_steps=None)
+
+    @property
+    def adjacency_shown(self) -> str:
+        return "any"
+
+    @property
+    def steps(self) -> int:
+        return self.unlearn_steps
+
+    @property
+    def cost(self) -> None:
+        # Gradients of batches whose size the guarantee does not need.
+        return None
+
+    def details(self, noise: float) -> dict[str, Any]:
+        return {"accounted_steps": self.accounted()}
+
+    def assumptions(self) -> list[Assumption]:
+        update = "batch gradient" if self.optimizer == "sgd" else "whole update"
+        listed = [
+            Assumption(
+                name="init_clip", value=self.init_clip, status="enforced", enforced_by="the model is projected first"
+            ),
+            Assumption(
+                name="grad_clip",
+                value=self.grad_clip,
+                status="enforced",
+                enforced_by=f"the {update} is projected to this norm in every step",
+            ),
+            Assumption(
+                name="retained_data_only",
+                value="every step uses retained records and fresh randomness only",
+                status="enforced",
+                enforced_by="forgotten rows are dropped before the first batch; optimiser state and buffers are fresh",
+            ),
+        ]
+        return listed
+
+    def problem(self) -> dict[str, Any]:
+        return {
+            "dataset_size": self.dataset_size,
+            "group_size": self.group_size,
+            "adjacency": "any",
+            **self._parameters(),
+        }
+
+    def _parameters(self) -> dict[str, Any]:
+        return {
+            "init_clip": self.init_clip,
+            "grad_clip": self.grad_clip,
+            "step_size": self.step_size,
+            "weight_decay": self.weight_decay,
+            "unlearn_steps": self.unlearn_steps,
+            "noise_schedule": _shown(self.noise_schedule),
+            "step_schedule": _shown(self.step_schedule),
+            "optimizer": self.optimizer,
+        }
+
+    def to_plan(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        return {"dataset_size": self.dataset_size, "group_size": self.group_size}, self._parameters()
+
+    @classmethod
+    def from_plan(cls, document: dict[str, Any]) -> NoisyFinetune:
+        return cls(
+            init_clip=field(document, "parameters.init_clip", "number"),
+            grad_clip=field(document, "parameters.grad_clip", "number"),
+            step_size=field(document, "parameters.step_size", "number"),
+            weight_decay=field(document, "parameters.weight_decay", "number"),
+            unlearn_steps=field(document, "parameters.unlearn_steps", "integer"),
+            noise_schedule=_stored(document, "noise_schedule"),
+            step_schedule=_stored(document, "step_schedule"),
+            optimizer=field(document, "parameters.optimizer", "text"),
+            accounted_steps=field(document, "parameters.accounted_steps", "integer"),
+            dataset_size=field(document, "problem.dataset_size", "integer", optional=True),
+            group_size=field(document, "problem.group_size", "integer"),
+        )
+
+
+def default_steps(fields: dict[str, Any]) -> int:
+    """The noise-minimising number of steps; InvalidInput where the noise falls with every step."""
+    for name in ("init_clip", "grad_clip", "step_size"):
+        finetune.check_positive(name, fields[name])
+    for name in ("noise_schedule", "step_schedule"):
+        if isinstance(fields[name], tuple):
+            return len(fields[name])
+        if fields[name] != "constant":
+            raise InvalidInput(f"--unlearn-steps is required with --{name.replace('_', '-')} {fields[name]}.")
+    best = finetune.best_steps(
+        init_clip=fields["init_clip"],
+        grad_clip=fields["grad_clip"],
+        step_size=fields["step_size"],
+        weight_decay=fields["weight_decay"],
+        limit=None,
+    )
+    if best is None:
+        raise InvalidInput(
+            "--unlearn-steps is required: with weight-decay x init-clip >= grad-clip the noise falls with every step."
+        )
+    return best
+
+
+def check_schedule(name: str, values: Values, steps: int) -> None:
+    """Raise InvalidInput for a schedule of the wrong form, length or sign."""
+    if values == "constant":
+        return
+    if isinstance(values, str):
+        if values != "cosine":
+            ratio = _end(name, values)
+            finetune.check_positive(f"END of {name}", ratio)
+    else:
+        if len(values) != steps:
+            raise InvalidInput(f"{name} has {len(values)} values, but unlearn_steps is {steps}.")
+        for value in values:
+            if not 0 < value < math.inf:
+                raise InvalidInput(f"{name} must hold finite numbers > 0, got {value!r}.")
+    if steps > MAX_SCHEDULE:
+        raise InvalidInput(f"a schedule may have at most {MAX_SCHEDULE} steps, got {steps}.")
+
+
+def ratios(values: Values, steps: int) -> list[float]:
+    """The values of a schedule relative to the first, on a grid of 2^-40 where they are computed, so that every
+    machine finds the same doubles."""
+    if values == "constant":
+        return [1.0] * steps
+    if not isinstance(values, str):
+        return [value / values[0] for value in values]
+    if values == "cosine":
+        found = [(1 + math.cos(math.pi * t / steps)) / 2 for t in range(steps)]
+    else:
+        end = _end("schedule", values)
+        found = [1 + (end - 1) * t / max(steps - 1, 1) for t in range(steps)]
+    grid = 2.0**40
+    return [max(round(value * grid), 1) / grid for value in found]
+
+
+def read_schedule(flag: str, text: str | None) -> Values:
+    """A schedule from its text; @FILE is read now, one number a line or separated by blanks."""
+    if text is None:
+        return "constant"
+    if not text.startswith("@"):
+        if text not in ("constant", "cosine"):
+            _end(flag, text)
+        return text
+    try:
+        words = Path(text[1:]).read_text(encoding="utf-8").split()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"cannot read {text[1:]}: {error}.") from None
+    if not words:
+        raise DataError(f"{text[1:]} holds no numbers.")
+    return tuple(read_float(f"number {i + 1} of {text[1:]}", word) for i, word in enumerate(words))
+
+
+def _end(name: str, text: str) -> float:
+    kind, colon, end = text.partition(":")
+    if kind != "linear" or not colon:
+        raise InvalidInput(f"{name} must be constant, linear:END, cosine or @FILE, got {text!r}.")
+    return read_float(f"END of {name}", end)
+
+
+def _number(values: dict[str, Any], name: str) -> float | None:
+    value = values.get(name)
+    return read_float("--" + name.replace("_", "-"), value) if isinstance(value, str) else value
+
+
+def _shown(values: Values) -> str | list[float]:
+    return values if isinstance(values, str) else list(values)
+
+
+def _stored(document: dict[str, Any], name: str) -> Values:
+    value = field(document, "parameters", "object").get(name)
+    if isinstance(value, list):
+        return tuple(field({"value": number}, "value", "number") for number in value)
+    text: str = field(document, f"parameters.{name}", "text")
+    return text
+
+
+METHOD = NoisyFinetune
