@@ -25,7 +25,8 @@ _MOST_TIES = 4
 @dataclass(frozen=True)
 class Run:
     """A training run: step_size x step_decay^t in step t, ``steps`` of them over ``batches`` batches of ``batch_size``
-    visited in order. m, L, M, L1 and L2 as in ``rdp_calc/curvature.py``; expanding: the objective need not be convex."""
+    visited in order. m, L, M, L1 and L2 as in ``rdp_calc/curvature.py``; expanding: the objective need not be
+    convex."""
 
     steps: int
     batches: int

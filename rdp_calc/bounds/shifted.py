@@ -27,8 +27,8 @@ _SEARCH_BITS = 96
 
 
 class Shifted(GaussianBound):
-    """For two runs with ||phi_t(x) - psi_t(y)|| <= c_t ||x - y|| + s_t in step t, noise of standard deviation tau_t after
-    it, and starting points at most w_0 apart, the last iterates are mu-GDP in both directions with
+    """For two runs with ||phi_t(x) - psi_t(y)|| <= c_t ||x - y|| + s_t in step t, noise of standard deviation tau_t
+    after it, and starting points at most w_0 apart, the last iterates are mu-GDP in both directions with
 
         mu^2 = min sum_t a_t^2 / tau_t^2  over a_t >= 0 with z_t = c_t z_{t-1} + s_t - a_t >= 0, z_0 = w_0, z_N = 0.
 

@@ -32,7 +32,7 @@ _RATIO_BITS = 128
 
 @dataclass(frozen=True, kw_only=True)
 class BlockwiseFinetune(Method):
-    """init_clips C0_j, grad_clips C1_j and block_steps T_j, one a block; step_size gamma and weight_decay lambda for all.
+    """init_clips C0_j, grad_clips C1_j, block_steps T_j, one a block; step_size gamma and weight_decay lambda for all.
 
     The noise is noise_std of the first block. ``split`` gives the others: equal shares the budget equally (mu_j equal),
     optimal minimises the total noise sum d_j noise_std_j^2 T_j, d_j the numbers in block j (block_sizes).

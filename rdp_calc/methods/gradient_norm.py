@@ -26,7 +26,7 @@ from rdp_calc.reals import ball
 
 @dataclass(frozen=True, kw_only=True)
 class GradientNorm(Method):
-    """tolerance g: the norm of the gradient of the retained objective at which the solver stops. The noise is noise_std.
+    """tolerance g: the norm of the retained objective's gradient at which the solver stops. The noise is noise_std.
 
     Of the constants only strong_convexity matters; smoothness, where known, bounds the cost.
     """

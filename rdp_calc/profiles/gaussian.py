@@ -105,7 +105,7 @@ def mu_enclosure(epsilon: float, delta: float) -> arb:
 @lru_cache(maxsize=4096)
 def _mu_enclosure(epsilon: float, delta: float) -> arb:
     start = propose_mu(epsilon=epsilon, delta=delta)
-    width = 2.0**-100
+    width = arb(2) ** -100
     for bits in (192, 384, 768, 1536, 3072):
         with precision(bits):
             centre = ball(start)
