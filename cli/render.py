@@ -119,8 +119,8 @@ def _alternative_text(other: Any) -> str:
     return f"noise_std {ceiling(other.noise_std, 6)}, epsilon {ceiling(other.epsilon, 6)}"
 
 
-def show_comparison(rows: list[Result | Refusal], *, adjacency: str) -> None:
-    """Methods grouped, best bound first within each; reasons of refused bounds below the table."""
+def show_comparison(rows: list[Result | Refusal], *, adjacency: str, left_out: list[tuple[str, str]]) -> None:
+    """Methods grouped, best bound first within each; reasons of refused bounds and other methods below the table."""
     from rich.markup import escape
     from rich.table import Table
 
@@ -130,7 +130,7 @@ def show_comparison(rows: list[Result | Refusal], *, adjacency: str) -> None:
     table = Table(title=f"Smallest noise for the target, {adjacency} adjacency", title_justify="left")
     for name in ("method", "bound"):
         table.add_column(name, no_wrap=True)
-    for name in ("sigma", "noise_std", "mu", "steps", "gradients"):
+    for name in ("sigma", "noise_std", "steps", "gradients"):
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("trained", no_wrap=True)
     table.add_column("level", no_wrap=True)
@@ -144,20 +144,21 @@ def show_comparison(rows: list[Result | Refusal], *, adjacency: str) -> None:
             cells += [
                 "-" if row.sigma is None else ceiling(row.sigma),
                 ceiling(row.noise_std),
-                "-" if row.mu is None else ceiling(row.mu, 4),
                 "-" if row.unlearn_steps is None else exact(row.unlearn_steps),
                 "-" if row.cost is None else str(row.cost),
                 "as planned" if row.needs_preparation else "any way",
                 row.certificate_level,
             ]
         else:
-            cells += ["-", "-", "-", "-", "-", "-", "not applicable"]
+            cells += ["-", "-", "-", "-", "-", "refused"]
             notes.append(str(row.error))
         table.add_row(*cells)
     out = console()
     out.print(table)
     for note in notes:
         out.print(f"[dim]not applicable: {escape(note)}[/dim]")
+    for name, reason in left_out:
+        out.print(f"[dim]not compared: {name}: {escape(reason)}[/dim]")
 
 
 def show_report(report: Report, name: str, *, as_json: bool, quiet: bool) -> None:

@@ -63,7 +63,8 @@ def _check_noise(method: Method, value: float) -> None:
 
 def _noise(method: Method, bound: Bound, target: Target) -> Result:
     bound.check_epsilon(target.epsilon)
-    answer = bound.find_noise(method, target)
+    with precision(PROPOSAL_BITS):
+        answer = bound.find_noise(method, target)
     if answer is None:
         raise TargetUnreachable(
             f"no noise in double precision meets epsilon = {target.epsilon!r}, delta = {target.delta!r} with bound"
@@ -84,7 +85,8 @@ def _noise(method: Method, bound: Bound, target: Target) -> Result:
 
 
 def _epsilon(method: Method, bound: Bound, noise: float, delta: float) -> Result:
-    answer = bound.find_epsilon(method, noise, delta)
+    with precision(PROPOSAL_BITS):
+        answer = bound.find_epsilon(method, noise, delta)
     if answer is None:
         raise TargetUnreachable(
             f"{method.NOISE} = {noise!r} gives no finite epsilon with bound {bound.name}: raise the noise, or"
@@ -107,7 +109,8 @@ def _epsilon(method: Method, bound: Bound, noise: float, delta: float) -> Result
 
 def _delta(method: Method, bound: Bound, noise: float, epsilon: float) -> Result:
     bound.check_epsilon(epsilon)
-    evidence = bound.evidence(method, noise, epsilon)
+    with precision(PROPOSAL_BITS):
+        evidence = bound.evidence(method, noise, epsilon)
     result = _result(
         "epsilon",
         method,
@@ -144,11 +147,13 @@ def _steps(method: Method, bound: Bound, target: Target, noise: float) -> Result
     if counts and counts[-1] > MAX_STEPS:
         raise _unreachable_steps(method, bound, target, noise)
     final = method.with_all_steps(tuple(counts), len(counts))
+    with precision(PROPOSAL_BITS):
+        evidence = bound.evidence(final, noise, target.epsilon)
     return _result(
         "steps",
         final,
         bound,
-        bound.evidence(final, noise, target.epsilon),
+        evidence,
         noise=noise,
         epsilon=target.epsilon,
         target=(target.epsilon, target.delta),

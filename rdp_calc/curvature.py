@@ -13,7 +13,7 @@ from typing import Any
 from flint import arb
 
 from rdp_calc import documents, losses
-from rdp_calc.errors import DataError, InvalidInput
+from rdp_calc.errors import DataError, InvalidInput, MissingInput
 from rdp_calc.options import Option
 from rdp_calc.problem import Assumption, Status
 from rdp_calc.reals import at_most, ball, enclose, round_up
@@ -123,7 +123,7 @@ def curvature_from(values: dict[str, Any], *, strongly_convex: bool = True) -> C
             typed.setdefault("strong_convexity", values["l2"])
         missing = ["--" + name.replace("_", "-") for name in NAMES if name not in typed]
         if missing:
-            raise InvalidInput(
+            raise MissingInput(
                 f"give --loss with --l2 (constants proved), or {', '.join(missing)} as well (estimated, which makes the"
                 " result conditional)."
             )

@@ -19,6 +19,10 @@ class InvalidInput(RdpCalcError):
     exit_code = 2
 
 
+class MissingInput(InvalidInput):
+    """An input that the question needs and that was not given; the text names the option."""
+
+
 class TargetUnreachable(RdpCalcError):
     """No admissible noise or number of steps meets the target; the text names the floor."""
 

@@ -20,7 +20,7 @@ from typing import Any
 from flint import arb
 
 from rdp_calc.documents import field
-from rdp_calc.errors import DataError, InvalidInput
+from rdp_calc.errors import DataError, InvalidInput, MissingInput
 from rdp_calc.options import Option, require
 from rdp_calc.problem import Assumption, Status
 from rdp_calc.reals import at_most, ball, enclose, round_down, round_up
@@ -190,7 +190,7 @@ def constants_from(values: dict[str, Any], *, strongly_convex: bool = True) -> C
     if typed and derived:
         raise InvalidInput(f"{flags} conflict with --{derived[0].replace('_', '-')}: give the loss or the constants.")
     if not typed and not derived:
-        raise InvalidInput(
+        raise MissingInput(
             "give --loss with --l2 (constants proved), or --lipschitz, --strong-convexity and --smoothness (estimated)."
         )
     if derived:

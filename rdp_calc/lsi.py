@@ -109,3 +109,8 @@ def log_float(value: arb) -> float:
     if not value.is_finite():
         return math.inf
     return midpoint(value.log())
+
+
+def safe_exp(value: float) -> float:
+    """e^value, infinite beyond the range of a double."""
+    return math.exp(value) if value < 709.7 else math.inf

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from rdp_calc.errors import InvalidInput
+from rdp_calc.errors import InvalidInput, MissingInput
 
 Kind = Literal["float", "int", "steps", "choice", "text", "flag"]
 
@@ -73,7 +73,7 @@ def check_known(values: dict[str, Any], options: Sequence[Option], method: str) 
 
 
 def require(values: dict[str, Any], name: str, why: str = "") -> Any:
-    """The value of a required input; raises InvalidInput naming the missing option."""
+    """The value of a required input; raises MissingInput naming the option."""
     if values.get(name) is None:
-        raise InvalidInput(f"--{name.replace('_', '-')} is required{why}.")
+        raise MissingInput(f"--{name.replace('_', '-')} is required{why}.")
     return values[name]

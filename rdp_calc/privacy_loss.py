@@ -22,7 +22,7 @@ from functools import lru_cache
 from typing import Any
 
 import numpy as np
-from scipy import fft, special
+from scipy import fft, special  # type: ignore[import-untyped]
 
 from rdp_calc.errors import NotApplicable
 

@@ -14,7 +14,7 @@ from flint import arb
 from rdp_calc.descent import Descent, product_at_most_one
 from rdp_calc.errors import NotApplicable
 from rdp_calc.evidence import Bound, Evidence
-from rdp_calc.lsi import covered, decay, linear_rate, log_float
+from rdp_calc.lsi import covered, decay, linear_rate, log_float, safe_exp
 from rdp_calc.methods import Method
 from rdp_calc.problem import Target
 from rdp_calc.profiles import renyi
@@ -86,7 +86,7 @@ class LsiPublished(Bound):
         def log_noise(release: Descent) -> float:
             return log_variance(minimise(lambda x: log_variance(x, release), -50.0, 60.0), release) / 2
 
-        return math.exp(max(log_noise(_problem(release)) for release in problem.releases()))
+        return safe_exp(max(log_noise(_problem(release)) for release in problem.releases()))
 
     def propose_epsilon(self, method: Method, noise: float, delta: float) -> float:
         found = 0.0

@@ -9,7 +9,7 @@ from flint import arb
 
 from rdp_calc.errors import NotApplicable
 from rdp_calc.evidence import Bound, Evidence
-from rdp_calc.lsi import covered, decay, linear_rate, log_float
+from rdp_calc.lsi import covered, decay, linear_rate, log_float, safe_exp
 from rdp_calc.methods import Method
 from rdp_calc.problem import Target
 from rdp_calc.profiles import renyi
@@ -49,7 +49,7 @@ class LsiSharp(Bound):
     def propose_noise(self, method: Method, target: Target) -> float:
         rate, _ = renyi.largest_linear_rate(target.epsilon, target.delta, "improved")
         if covered(method, self.name).convexity == "strongly":
-            return math.exp((_log_rate(method, 1.0) - math.log(rate)) / 2)
+            return safe_exp((_log_rate(method, 1.0) - math.log(rate)) / 2)
         low, high = -300.0, 300.0
         while high - low > 1e-13:
             middle = (low + high) / 2

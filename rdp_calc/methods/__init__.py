@@ -104,6 +104,9 @@ class Method(ABC):
         """What a result shows besides its one noise, as JSON values: noise per block, steps that were accounted."""
         return {}
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "_kept"}
+
     def remember(self, key: Hashable, compute: Callable[[], Any]) -> Any:
         """``compute()``, kept with this (immutable) object."""
         kept = self.__dict__.setdefault("_kept", {})

@@ -19,7 +19,7 @@ from rdp_calc.curvature import OPTIONS, curvature_from, curvature_from_plan
 from rdp_calc.descent import CONVEXITIES, STEP_SIZE_OPTION
 from rdp_calc.documents import field
 from rdp_calc.errorbound import Approximation
-from rdp_calc.errors import InvalidInput, NotApplicable
+from rdp_calc.errors import InvalidInput, MissingInput, NotApplicable
 from rdp_calc.finetune import check_positive
 from rdp_calc.options import Option, check_known, read_float, require
 from rdp_calc.problem import ADJACENCY_OPTION, SIZE_OPTIONS, Assumption, check_sizes
@@ -79,7 +79,7 @@ class HessianFree(Approximation):
         size, batch = require(values, "dataset_size"), require(values, "batch_size")
         steps, epochs = values.get("learn_steps"), values.get("epochs")
         if (steps is None) == (epochs is None):
-            raise InvalidInput("give --learn-steps or --epochs, one of the two.")
+            raise (MissingInput if steps is None else InvalidInput)("give --learn-steps or --epochs, one of the two.")
         convexity = values.get("convexity") or "strongly"
         if steps == math.inf:
             raise InvalidInput("learn_steps must be finite for hessian-free.")

@@ -18,7 +18,7 @@ from flint import arb
 
 from rdp_calc import finetune
 from rdp_calc.documents import field
-from rdp_calc.errors import DataError, InvalidInput
+from rdp_calc.errors import DataError, InvalidInput, MissingInput
 from rdp_calc.methods import MAX_STEPS, Method
 from rdp_calc.options import Option, check_known, read_float, require
 from rdp_calc.problem import ADJACENCY_OPTION, SIZE_OPTIONS, Assumption, check_any_group
@@ -127,7 +127,7 @@ class NoisyFinetune(Method):
         check_known(values, cls.OPTIONS, cls.NAME)
         clip, clamp = _number(values, "init_clip"), values.get("init_clamp")
         if (clip is None) == (clamp is None):
-            raise InvalidInput("give --init-clip, or --init-clamp with --dimension, one of the two.")
+            raise (MissingInput if clip is None else InvalidInput)("give --init-clip, or --init-clamp with --dimension, one of the two.")
         if clamp is not None:
             finetune.check_positive("init_clamp", clamp)
             dimension = require(values, "dimension", " with --init-clamp")
