@@ -188,11 +188,19 @@ SEQUENTIAL = [
     *(1358, 1440, 1524, 1607, 1691, 1774, 1857, 1941, 2023, 2107),
 ]
 
+SIGMAS = (0.05, 0.1, 0.2, 0.5, 1.0)
+
+TABLES = {
+    (11264, 11264): (7026, 5525, 4171, 2614, 1771),
+    (9728, 9728): (8632, 6930, 5327, 3420, 2310),
+    (11264, 128): (200, 101, 101, 100, 100),
+    (9728, 128): (200, 200, 200, 101, 100),
+}
+
 EPOCH_SUMS = [
-    *[(11264, 11264, sigma, total) for sigma, total in zip((0.05, 0.1, 0.2, 0.5, 1), (7026, 5525, 4171, 2614, 1771), strict=False)],
-    *[(9728, 9728, sigma, total) for sigma, total in zip((0.05, 0.1, 0.2, 0.5, 1), (8632, 6930, 5327, 3420, 2310), strict=False)],
-    *[(11264, 128, sigma, total) for sigma, total in zip((0.05, 0.1, 0.2, 0.5, 1), (200, 101, 101, 100, 100), strict=False)],
-    *[(9728, 128, sigma, total) for sigma, total in zip((0.05, 0.1, 0.2, 0.5, 1), (200, 200, 200, 101, 100), strict=False)],
+    (size, batch, sigma, total)
+    for (size, batch), totals in TABLES.items()
+    for sigma, total in zip(SIGMAS, totals, strict=True)
 ]
 
 
