@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from rdp_calc import Langevin, OutputPerturbation, Target, calibrate, verify_document
+from rdp_calc import Langevin, OutputPerturbation, Target, calibrate, registry, verify_document
 from rdp_calc.documents import digest
 
 Call = Callable[..., Any]
@@ -33,9 +33,11 @@ RESULT_FIELDS: dict[str, tuple[type, ...]] = {
     "mu": (*NUMBER, type(None)),
     "sigma": (*NUMBER, type(None)),
     "noise_std": NUMBER,
+    "noise_multiplier": (*NUMBER, type(None)),
     "failing": (dict,),
+    "details": (dict,),
     "alpha": (*NUMBER, type(None)),
-    "unlearn_steps": (int, type(None)),
+    "unlearn_steps": (int, list, type(None)),
     "assumptions": (list,),
     "certificate_level": (str,),
     "verification": (dict,),
@@ -270,16 +272,25 @@ def test_bounds_by_name_and_by_id(rdp: Call) -> None:
         assert by_name["alternatives"] == []
     best = rdp(f"{ANSWERS['sigma']} --bound best --json").json
     assert best == rdp(f"{ANSWERS['sigma']} --json").json
-    assert [a["bound"] for a in best["alternatives"]] == ["lsi-renyi/published/v1"]
-    assert best["alternatives"][0]["sigma"] == by_name["sigma"]
-    assert best["sigma"] < by_name["sigma"]
+    others = {a["bound"]: a for a in best["alternatives"]}
+    assert set(others) == {"lsi-renyi/sharp/v1", "lsi-renyi/published/v1", "hockey-stick/contraction/v1"}
+    assert others["lsi-renyi/published/v1"]["sigma"] == by_name["sigma"]
+    assert best["sigma"] < others["lsi-renyi/sharp/v1"]["sigma"] < by_name["sigma"]
+    # Those that apply come first.
+    applicable = [a["applicable"] for a in best["alternatives"]]
+    assert applicable == sorted(applicable, reverse=True)
 
 
 def test_alternatives_that_do_not_apply_say_why(rdp: Call) -> None:
     document = rdp(f"sigma {LANGEVIN} --step-size 5 --unlearn-steps 1 --epsilon 1 --delta 1/n --json").json
-    (other,) = document["alternatives"]
-    assert (other["applicable"], other["sigma"]) == (False, None)
-    assert "1/smoothness" in other["reason"]
+    others = {a["bound"]: a for a in document["alternatives"]}
+    assert others["lsi-renyi/sharp/v1"]["applicable"] is True
+    for bound, reason in (
+        ("lsi-renyi/published/v1", "1/smoothness"),
+        ("hockey-stick/contraction/v1", "--radius"),
+    ):
+        assert (others[bound]["applicable"], others[bound]["sigma"]) == (False, None)
+        assert reason in others[bound]["reason"]
 
 
 # compare
@@ -291,23 +302,42 @@ def test_compare(rdp: Call) -> None:
     assert document["schema"] == "rdp-calc/compare/1"
     assert document["problem"]["delta"] == 1 / 11982
     rows = document["rows"]
-    assert [row["method"] for row in rows] == ["langevin", "langevin", "output-perturbation", "output-perturbation"]
+    compared = ("descent-to-delete", "langevin", "output-perturbation")
+    assert tuple(dict.fromkeys(row["method"] for row in rows)) == compared
     for row in rows:
-        assert row["applicable"] is True
+        if not row["applicable"]:
+            assert row["reason"]
+            continue
+        assert row["reason"] == ""
         assert isinstance(row["cost"], int)
-        assert row["needs_preparation"] is (row["method"] == "langevin")
+        assert row["needs_preparation"] is (row["method"] != "output-perturbation")
         check_result(row)
-    # Best first within a method.
-    for method in ("langevin", "output-perturbation"):
-        noise = [row["noise_std"] for row in rows if row["method"] == method]
+    for method in compared:
+        own = [row for row in rows if row["method"] == method]
+        # Every bound has its row, those that apply first and the best of them on top.
+        assert len({row["bound"] for row in own}) == len(own) == len(registry.method(method).BOUNDS)
+        applicable = [row["applicable"] for row in own]
+        assert applicable == sorted(applicable, reverse=True)
+        noise = [row["noise_std"] for row in own if row["applicable"]]
         assert noise == sorted(noise)
-    assert rows[0]["sigma"] == rdp(f"{ANSWERS['sigma']} --json").json["sigma"]
-    # Without its own input a method is not asked for, and a bound that does not apply says so.
+    (first,) = [row for row in rows if row["bound"].startswith("shifted") and row["method"] == "langevin"]
+    assert first["sigma"] == rdp(f"{ANSWERS['sigma']} --json").json["sigma"]
+    # A method whose inputs are not there is left out, and says which.
+    left_out = {entry["method"]: entry["reason"] for entry in document["not_compared"]}
+    assert set(left_out) == set(registry.method_names()) - set(compared)
+    assert "--tolerance" in left_out["newton"]
+    # A bound that does not apply says why.
     document = rdp(f"compare {problem} --step-size 5 --json").json
-    assert [(row["method"], row["applicable"]) for row in document["rows"]] == [("langevin", True), ("langevin", False)]
-    assert "1/smoothness" in document["rows"][1]["reason"]
-    assert rdp("compare --epsilon 2 --delta 1e-5 --init-clip 1 --json").json["rows"][1]["applicable"] is False
-    assert rdp(f"compare {problem} --step-size 1/L --init-clip 1 -q").out == "langevin\n"
+    rows = {(row["method"], row["bound"]): row for row in document["rows"]}
+    refused = rows["langevin", "lsi-renyi/published/v1"]
+    assert refused["applicable"] is False
+    assert "1/smoothness" in refused["reason"]
+    rows = rdp("compare --epsilon 2 --delta 1e-5 --init-clip 1 --json").json["rows"]
+    assert [(row["method"], row["applicable"]) for row in rows] == [
+        ("output-perturbation", True),
+        ("output-perturbation", False),
+    ]
+    assert rdp(f"compare {problem} --step-size 1/L --init-clip 1 -q").out == "descent-to-delete\n"
 
 
 # plan, run, verify, doctor
