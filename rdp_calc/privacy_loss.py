@@ -40,7 +40,7 @@ _EXPONENTS = range(-80, 200)
 _TAILS = (-80.0, -220.0, -660.0)
 _LOG_TINY = -690.0
 _MOST_CELLS = 2**19
-_MOST_POINTS = 2**22
+_MOST_POINTS = 2**21
 _MOST_MEMBERS = 2000
 _PIECES_PER_STD = 32
 _NODES, _WEIGHTS = (np.array(part) for part in np.polynomial.legendre.leggauss(3))
@@ -157,11 +157,20 @@ def natural_exponent(noise: float, group_size: int, rate: float, steps: int) -> 
     width = (mixture.high - mixture.low) / (points.size - 1)
     density = np.exp(losses - (points / noise) ** 2 / 2) / (noise * math.sqrt(2 * math.pi)) * width
     mean = float(density @ losses)
-    std = math.sqrt(max(float(density @ (losses - mean) ** 2), 0.0))
-    fine = math.floor(math.log2(std / 32 / SPACING)) if std > 0 else 0
+    variance, fine = max(float(density @ (losses - mean) ** 2), 1e-300), 0
+    # The grid adds to the variance of one loss what it takes to move it to its two neighbours.
+    while fine > _EXPONENTS[0]:
+        spacing = math.ldexp(SPACING, fine)
+        if float(density @ np.minimum(np.abs(losses), spacing / 4)) * spacing <= variance / 4096:
+            break
+        fine -= 1
     cells = math.ceil(math.log2((losses[-1] - losses[0]) / _MOST_CELLS / SPACING))
-    window = math.ceil(math.log2(24 * max(std, 1e-300) * math.sqrt(steps) / (_MOST_POINTS / 2) / SPACING))
-    return min(max(min(0, fine), cells, window, _EXPONENTS[0]), _EXPONENTS[-1])
+    exponent = min(max(fine, cells, _EXPONENTS[0]), _EXPONENTS[-1])
+    widths = []
+    for law in one_step(noise, group_size, rate, exponent + COARSE, _TAILS[0]):
+        low, high = _reach(law, steps)
+        widths.append(high - low)
+    return max(exponent, min(math.ceil(math.log2(max(widths) / _MOST_POINTS / SPACING)), _EXPONENTS[-1]))
 
 
 @lru_cache(maxsize=12)
@@ -292,8 +301,7 @@ def log_delta(noise: float, group_size: int, rate: float, steps: int, epsilon: f
 def _compose(law: Law, steps: int, epsilon: float) -> float:
     """ln of the hockey-stick divergence at ``epsilon`` of ``steps`` independent losses, rounded up."""
     log_infinite = math.log(-math.expm1(steps * math.log1p(-law.infinite)))
-    positive = np.flatnonzero(law.masses)
-    masses = law.masses[positive]
+    positive, masses = _raised(law, steps)
     log_masses = np.log(masses)
     losses = (law.lowest + positive) * law.spacing
     if steps * float(losses[-1]) <= epsilon:
@@ -303,7 +311,7 @@ def _compose(law: Law, steps: int, epsilon: float) -> float:
     log_moment, mean, std = _moments(log_masses, losses, tilt)
     low, high = _window(thin, atoms, steps, tilt, log_moment, std * math.sqrt(steps))
     lowest, points = math.floor(low / law.spacing) - 1, math.ceil((high - low) / law.spacing) + 4
-    if points > 2 * _MOST_POINTS:
+    if points > 4 * _MOST_POINTS:
         raise NotApplicable(f"a transform of {points} privacy losses is too large; use --bound rdp.")
     size = int(fft.next_fast_len(points, real=True))
     with np.errstate(under="ignore"):
@@ -327,6 +335,24 @@ def _compose(law: Law, steps: int, epsilon: float) -> float:
     slack = 1e-11 + 4 * _ROUNDING * steps + 4 * _ROUNDING * abs(steps * log_moment)
     finite = steps * log_moment - tilt * epsilon + math.log(share) + slack
     return float(np.logaddexp(finite, log_infinite))
+
+
+def _raised(law: Law, steps: int) -> tuple[Array, Array]:
+    """Positions and masses, the smallest losses raised to a common one.
+
+    Rare losses far below the others would need a long window. Raising a loss is on the safe side, and those are raised
+    whose raise moves the mean of the sum by less than 1e-10 of its deviation.
+    """
+    positions = np.arange(law.masses.size)
+    mean = float(law.masses @ positions)
+    variance = float(law.masses @ (positions - mean) ** 2)
+    moved = np.cumsum(np.cumsum(law.masses)) * steps
+    first = int(np.searchsorted(moved, 1e-10 * math.sqrt(max(variance, 1e-12) * steps)))
+    first = min(first, law.masses.size - 1)
+    masses = law.masses[first:].copy()
+    masses[0] += float(law.masses[:first].sum())
+    positive = np.flatnonzero(masses)
+    return positive + first, masses[positive]
 
 
 def _power(spectrum: Array, steps: int) -> Array:
@@ -410,6 +436,14 @@ def _window(
     return low, high
 
 
+def _reach(law: Law, steps: int) -> tuple[float, float]:
+    """The window of the untilted sum."""
+    positive, masses = _raised(law, steps)
+    losses = (law.lowest + positive) * law.spacing
+    _, _, std = _moments(np.log(masses), losses, 0.0)
+    return _window(*_thinned(masses, losses), steps, 0.0, 0.0, std * math.sqrt(steps))
+
+
 def _log_moment(log_masses: Array, losses: Array, tilt: float) -> float:
     exponents = log_masses + tilt * losses
     largest = float(exponents.max())
@@ -419,8 +453,8 @@ def _log_moment(log_masses: Array, losses: Array, tilt: float) -> float:
 
 def propose_mu(noise: float, group_size: int, rate: float, steps: int) -> float:
     """The Gaussian-DP parameter of the central limit: sqrt(steps x chi^2(P1, P0))."""
-    counts, masses = members(group_size, rate, -30.0)
+    counts, masses = members(group_size, rate, _TAILS[0])
     stride = max(1, counts.size // 200)
     counts, masses = counts[::stride], np.add.reduceat(masses, np.arange(0, masses.size, stride))
     exponents = np.minimum(np.multiply.outer(counts, counts) / noise / noise, 600.0)
-    return math.sqrt(steps) * math.sqrt(float(masses @ np.expm1(exponents) @ masses))
+    return math.sqrt(steps) * math.sqrt(max(float(masses @ np.expm1(exponents) @ masses), 1e-300))

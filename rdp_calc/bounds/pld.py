@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from collections.abc import Callable
+from functools import partial
 
 from flint import arb
 
@@ -19,6 +20,7 @@ from rdp_calc.search import LARGEST, Found, root
 #: Relative distance of a returned value to its failing neighbour.
 NEIGHBOUR = 1e-9
 _COARSE_NEIGHBOUR = 1e-4
+_FIRST_NEIGHBOUR = 0.1
 #: Room for the rounding of exp and ln between a logarithm that passes and the delta that is shown.
 _ROOM = 1e-12
 _MOST_REFUSALS = 8
@@ -110,6 +112,9 @@ class LossDistributionBound(Bound):
         mu = privacy_loss.propose_mu(noise, group, method.sampling_rate, method.training_steps)
         return gaussian.propose_epsilon(delta=delta, mu=mu) * method.group_size / group
 
+    def floor(self, method: Method, target: Target) -> str:
+        return "raise epsilon or delta, lower group_size or steps, or use --bound rdp"
+
     def find_noise(self, method: Method, target: Target) -> tuple[Found, Evidence] | None:
         method = dp_sgd(method)
         log_target = math.log(target.delta) - 3 * _ROOM
@@ -143,7 +148,7 @@ class LossDistributionBound(Bound):
             return self.log_delta(method, noise, epsilon, on_grid) - log_target
 
         start = min(max(self.propose_epsilon(method, noise, delta), 1e-12), LARGEST)
-        found, exponent = self._coarse_to_fine(excess, start, lambda _: exponent)
+        found, exponent = self._coarse_to_fine(excess, start, lambda _epsilon: exponent)
         if found is None:
             return None
         return found, self._evidence(method, noise, found.value, exponent)
@@ -162,18 +167,25 @@ class LossDistributionBound(Bound):
         """The smallest passing value by the fine grid, searched on the coarse one first; and the exponent."""
         from rdp_calc import privacy_loss
 
-        slope = -10.0
+        # Far from the answer another grid may be needed; near it one grid keeps the function monotone.
+        solved = straddle(
+            lambda value: excess(value, exponent_at(value) + privacy_loss.COARSE), start, _FIRST_NEIGHBOUR, -10.0
+        )
+        if solved is None:
+            return None, 0
+        found, slope = solved
+        start = found.value
         exponent = exponent_at(start)
         for _ in range(6):
             coarse = exponent + privacy_loss.COARSE
-            solved = straddle(lambda value, grid=coarse: excess(value, grid), start, _COARSE_NEIGHBOUR, slope)
+            solved = straddle(partial(_swapped, excess, coarse), start, _COARSE_NEIGHBOUR, slope)
             if solved is None:
                 return None, exponent
             found, slope = solved
             start, before, exponent = found.value, exponent, exponent_at(found.value)
             if exponent == before:
                 break
-        solved = straddle(lambda value: excess(value, exponent), start, NEIGHBOUR, slope)
+        solved = straddle(partial(_swapped, excess, exponent), start, NEIGHBOUR, slope)
         return (None if solved is None else solved[0]), exponent
 
 
@@ -184,8 +196,8 @@ class PrivacyLoss(LossDistributionBound):
     two directions is delta: adding the group and removing it are both covered, and nothing else is lost but the width
     of the grid.
 
-    Assumes: Poisson sampling with q = b/n; each record's gradient clipped; fresh Gaussian noise of z times the clip norm
-    on every sum; sampling rate, steps and divisor fixed without looking at the records. What is cut off the tails
+    Assumes: Poisson sampling with q = b/n; each record's gradient clipped; fresh Gaussian noise of z times the clip
+    norm on every sum; sampling rate, steps and divisor fixed without looking at the records. What is cut off the tails
     counts as delta. Floating point, not ball arithmetic: every answer is computed on two grids that have to agree.
     """
 
@@ -201,6 +213,10 @@ class PrivacyLoss(LossDistributionBound):
         return epsilon, 0.0
 
 
+def _swapped(excess: Callable[[float, int], float], exponent: int, value: float) -> float:
+    return excess(value, exponent)
+
+
 def straddle(
     excess: Callable[[float], float], start: float, tolerance: float, slope: float
 ) -> tuple[Found, float] | None:
@@ -213,16 +229,19 @@ def straddle(
     passing: tuple[float, float] | None = None
     failing: tuple[float, float] | None = None
     last: tuple[float, float] | None = None
-    refusals, push, widths = 0, tolerance / 3, [math.inf]
+    push, widths = tolerance / 3, [math.inf]
+    refusals: list[NotApplicable] = []
     for _ in range(400):
         if position > 709:
+            if refusals:
+                raise refusals[0]
             return None
         value = math.exp(position)
         try:
             amount = excess(value)
-        except NotApplicable:
-            refusals += 1
-            if refusals > _MOST_REFUSALS:
+        except NotApplicable as refusal:
+            refusals.append(refusal)
+            if len(refusals) > _MOST_REFUSALS:
                 raise
             # A value too small for the grid of this search lies on the failing side.
             amount, last = math.inf, None
@@ -241,8 +260,14 @@ def straddle(
             position += 1.0
         if passing is not None and failing is not None:
             width = passing[0] - failing[0]
-            if 0 < width <= tolerance and amount < math.inf:
+            if width <= 0:
+                # Rounding, or grids that differ: a failing value above a passing one settles nothing.
+                passing, width = None, math.inf
+                push = tolerance / 3
+            elif width <= tolerance and amount < math.inf:
                 return Found(passing[1], failing[1]), slope
+        if passing is not None and failing is not None:
+            width = passing[0] - failing[0]
             if len(widths) > 3 and width > widths[-3] / 2:
                 position = (passing[0] + failing[0]) / 2
             position = min(

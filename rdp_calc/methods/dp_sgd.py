@@ -57,10 +57,7 @@ class DpSgd(Method):
 
     def __post_init__(self) -> None:
         if self.adjacency == "replace":
-            raise NotApplicable(
-                "dp-sgd has no formula for replace adjacency; use --adjacency remove (or, for S replaced records, remove"
-                " with twice the group size)."
-            )
+            raise NotApplicable("dp-sgd has no formula for replace adjacency; use --adjacency remove or zero-out.")
         check_sizes(dataset_size=self.dataset_size, group_size=self.group_size, adjacency=self.adjacency)
         for name, value, most in (
             ("batch_size", self.batch_size, self.dataset_size),
@@ -80,7 +77,7 @@ class DpSgd(Method):
             dataset_size=size,
             adjacency=require(values, "adjacency"),
             batch_size=batch,
-            training_steps=steps_of(epochs, size, batch) if steps is None else steps,
+            training_steps=require(values, "steps") if epochs is None else steps_of(epochs, size, batch),
             group_size=1 if values.get("group_size") is None else values["group_size"],
         )
 
