@@ -43,8 +43,11 @@ def command(
     help: str,
     example: str,
     output: bool = False,
+    outputs: str | None = None,
 ) -> None:
-    """Add to ``app`` a command with ``options`` plus --json and --quiet (or -o where ``output``).
+    """Add to ``app`` a command with ``options`` plus --json and --quiet.
+
+    ``output`` adds a required -o FILE; ``outputs``, the help of that option, a -o FILE that may be given several times.
 
     ``body`` receives ``values`` (name to value, None where not given) and the flags.
     """
@@ -52,6 +55,8 @@ def command(
     parameters = [_parameter(option) for option in declared.values()]
     if output:
         parameters.append(_keyword("output", Path, typer.Option(..., "-o", "--output", help="File to write.")))
+    if outputs is not None:
+        parameters.append(_keyword("output", list[Path], typer.Option([], "-o", "--output", help=outputs)))
     parameters.append(_keyword("as_json", bool, typer.Option(False, "--json", help="One JSON object on stdout.")))
     parameters.append(_keyword("quiet", bool, typer.Option(False, "-q", "--quiet", help="Only the one answer.")))
 

@@ -51,8 +51,8 @@ def new_folder(target: Path) -> Iterator[Path]:
         raise
 
 
-def write_file(path: Path, text: str) -> None:
-    """Replace ``path`` by ``text`` in one rename; the old content stays when anything fails."""
+def write_file(path: Path, content: str | bytes) -> None:
+    """Replace ``path`` by ``content`` in one rename, text as UTF-8; the old content stays when anything fails."""
     parent = path.absolute().parent
     if not parent.is_dir():
         raise InvalidInput(f"the folder {parent} does not exist; create it first.")
@@ -60,8 +60,8 @@ def write_file(path: Path, text: str) -> None:
         raise InvalidInput(f"{path} is a folder; name a file.")
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".partial", dir=parent)
     try:
-        with os.fdopen(handle, "w", encoding="utf-8") as stream:
-            stream.write(text)
+        with os.fdopen(handle, "wb") as stream:
+            stream.write(content.encode("utf-8") if isinstance(content, str) else content)
             stream.flush()
             os.fsync(stream.fileno())
         Path(name).chmod(0o644)

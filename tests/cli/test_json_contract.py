@@ -507,10 +507,10 @@ def test_version(rdp: Call) -> None:
 
 def commands() -> Iterator[list[str]]:
     methods = ("langevin", "output-perturbation")
-    for verb in ("sigma", "epsilon", "steps", "plan"):
+    for verb in ("sigma", "epsilon", "steps", "curve", "plan"):
         yield from ([verb, method] for method in methods)
     yield ["plan", "show"]
-    yield from ([verb] for verb in ("compare", "run", "verify", "doctor", "demo"))
+    yield from ([verb] for verb in ("compare", "run", "verify", "explain", "reproduce", "doctor", "demo"))
 
 
 def example(text: str) -> str | None:
@@ -530,7 +530,7 @@ def test_help_has_an_example_that_runs(command: list[str], rdp: Call, monkeypatc
     # A narrow screen wraps the example but shows it.
     monkeypatch.setenv("COLUMNS", "60")
     assert example(rdp([*command, "--help"]).out) == shown
-    if command[0] in ("sigma", "epsilon", "plan", "compare") and command[-1] != "show":
+    if command[0] in ("sigma", "epsilon", "curve", "plan", "compare", "explain") and command[-1] != "show":
         outcome = rdp(arguments)
         assert outcome.code == 0, outcome.err
         assert outcome.out
@@ -544,11 +544,11 @@ def test_help_has_an_example_that_runs(command: list[str], rdp: Call, monkeypatc
 
 
 def test_help_of_groups(rdp: Call) -> None:
-    for arguments in ("--help", "sigma --help", "epsilon --help", "steps --help", "plan --help"):
+    for arguments in ("--help", "sigma --help", "epsilon --help", "steps --help", "curve --help", "plan --help"):
         found = rdp(arguments)
         assert (found.code, found.err) == (0, "")
     listed = rdp("--help").out
-    for verb in ("sigma", "epsilon", "steps", "compare", "plan", "run", "verify", "doctor", "demo"):
+    for verb in {command[0] for command in commands()}:
         assert verb in listed
 
 

@@ -59,6 +59,7 @@ def check_absent(modules: set[str], names: set[str]) -> None:
         f"steps {LANGEVIN} --epsilon 1 --sigma 0.005",
         "sigma output-perturbation --epsilon 1 --delta 1e-5 --init-clip 0.5",
         f"compare {LANGEVIN.removeprefix('langevin ')} --epsilon 1 --unlearn-steps 1 --init-clip 1",
+        "curve output-perturbation --sweep epsilon=0.1:10 --delta 1e-5 --init-clip 0.5",
         "--help",
         "sigma langevin --help",
         "run --help",
