@@ -1,4 +1,4 @@
-"""Descent-to-delete as published, without a secret state (``docs/theory/neel.md``)."""
+"""Descent-to-delete as published, without a secret state (``docs/theory/neel-thm28.md``)."""
 
 from __future__ import annotations
 
