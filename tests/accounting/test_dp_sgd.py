@@ -7,7 +7,6 @@ import math
 import subprocess
 import sys
 import warnings
-from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -142,15 +141,15 @@ def test_both_directions_count(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("steps", [1, 7, 1000])
 @pytest.mark.parametrize("epsilon", [0.0, 0.5, 3.0, 15.0])
 def test_every_record_in_every_batch_is_the_gaussian_mechanism(steps: int, epsilon: float) -> None:
-    ours = privacy_loss.log_delta(2.0 * math.sqrt(steps), 1, 1.0, steps, epsilon, -2)
+    ours = privacy_loss.log_delta(2.0 * math.sqrt(steps), 1, 1.0, steps, epsilon, 0)
     exact = math.log(gaussian.delta(epsilon=epsilon, mu=0.5))
     assert exact - 1e-9 <= ours <= exact + 2e-3 * max(1.0, -exact / 10)
 
 
-@pytest.mark.parametrize(("epsilon", "mu"), [(30.0, 2.0), (30.0, 1.0), (6.0, 0.2)])
+@pytest.mark.parametrize(("epsilon", "mu"), [(30.0, 1.0), (6.0, 0.2)])
 def test_tiny_delta_is_resolved(epsilon: float, mu: float) -> None:
     exact = math.log(gaussian.delta(epsilon=epsilon, mu=mu))
-    ours = privacy_loss.log_delta(10 / mu, 1, 1.0, 100, epsilon, -2)
+    ours = privacy_loss.log_delta(10 / mu, 1, 1.0, 100, epsilon, -1)
     assert exact - 1e-9 <= ours <= exact + 1e-3 * -exact
 
 
@@ -313,7 +312,15 @@ class TestEveryBound:
             chosen.check(registry.method("output-perturbation")(init_clip=1.0))
 
     @pytest.mark.parametrize(
-        ("epsilon", "delta"), [(1e-6, 1e-5), (1e4, 1e-5), (3.0, 1e-100), (1e-4, 1e-30), (3.0, 0.5)]
+        ("epsilon", "delta"),
+        [
+            (1e-6, 1e-5),
+            (1e-4, 1e-30),
+            pytest.param(3.0, 0.5, marks=pytest.mark.slow),
+            pytest.param(1e4, 1e-5, marks=pytest.mark.slow),
+            pytest.param(1e6, 1e-5, marks=pytest.mark.slow),
+            pytest.param(3.0, 1e-100, marks=pytest.mark.slow),
+        ],
     )
     def test_extremes_have_an_answer(self, bound: str, epsilon: float, delta: float) -> None:
         with warnings.catch_warnings():
@@ -471,12 +478,6 @@ class TestMethod:
         )
         run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
         assert run.stdout.strip() == "[]"
-
-
-@pytest.fixture(autouse=True)
-def _forget_grids() -> Iterator[None]:
-    yield
-    privacy_loss.one_step.cache_clear()
 
 
 @pytest.mark.slow
