@@ -75,9 +75,13 @@ def _result_panel(result: Result) -> None:
     if result.sigma is not None:
         style = "bold" if result.command == "sigma" else "none"
         grid.add_row("sigma", f"[{style}]{ceiling(result.sigma, 9)}[/{style}]")
-    grid.add_row("noise_std", f"{ceiling(result.noise_std, 9)}  (added to each coordinate in every step)")
     if result.noise_multiplier is not None:
-        grid.add_row("noise_multiplier", ceiling(result.noise_multiplier, 9))
+        shown = (
+            f"[bold]{ceiling(result.noise_multiplier, 9)}[/bold]  (x clip norm, added to the sum of clipped gradients)"
+        )
+        grid.add_row("noise_multiplier", shown)
+    else:
+        grid.add_row("noise_std", f"{ceiling(result.noise_std, 9)}  (added to each coordinate {_when(result)})")
     grid.add_row("epsilon", ceiling(result.epsilon, 9))
     grid.add_row("delta", ceiling(result.delta, 9))
     if result.mu is not None:
@@ -98,6 +102,13 @@ def _result_panel(result: Result) -> None:
     for other in result.alternatives:
         grid.add_row(other.bound, _alternative_text(other))
     console().print(Panel(grid, title=f"{result.command} · {result.method}", title_align="left", expand=False))
+
+
+def _when(result: Result) -> str:
+    secret = any(assumption.name == "secret_state" for assumption in result.assumptions)
+    if secret or result.unlearn_steps is None:
+        return "of the released model, once"
+    return "in every step"
 
 
 def _detail(value: Any) -> str:
@@ -143,7 +154,7 @@ def show_comparison(rows: list[Result | Refusal], *, adjacency: str, left_out: l
         if isinstance(row, Result):
             cells += [
                 "-" if row.sigma is None else ceiling(row.sigma),
-                ceiling(row.noise_std),
+                ceiling(row.noise_std) + ("" if row.noise_multiplier is None else " x clip"),
                 "-" if row.unlearn_steps is None else exact(row.unlearn_steps),
                 "-" if row.cost is None else str(row.cost),
                 "as planned" if row.needs_preparation else "any way",
