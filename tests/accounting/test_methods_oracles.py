@@ -26,6 +26,8 @@ from rdp_calc.bounds import contraction, lsi_sharp
 from rdp_calc.bounds.shifted import BOUND as SHIFTED
 from rdp_calc.methods.noisy_finetune import NoisyFinetune
 from rdp_calc.methods.noisy_sgd import NoisySgd
+from rdp_calc.problem import gradient_gap
+from rdp_calc.profiles import renyi
 
 Steps = list[tuple[Any, Any, Any]]
 
@@ -839,3 +841,69 @@ def test_non_convex_langevin_on_an_interval(sigma: float, learn: int, unlearn: i
             delta = rdp_calc.delta(method, noise=sigma, epsilon=max(epsilon, 1e-9), bound=name).delta
             assert value <= delta * (1 + 1e-3) + 1e-9
     assert truth[0] > 0.05 * rdp_calc.delta(method, noise=sigma, epsilon=1e-9, bound="shifted").delta
+
+
+# Deliberately wrong implementations, each against the oracle it must not get past.
+
+
+def test_a_gap_halved_for_remove_is_noticed(oracle: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    original = gradient_gap
+
+    def halved(**given: Any) -> Any:
+        return original(**given) / (2 if given["adjacency"] == "remove" else 1)
+
+    monkeypatch.setattr("rdp_calc.descent.gradient_gap", halved)
+    monkeypatch.setattr("rdp_calc.methods.newton.gradient_gap", halved)
+    with pytest.raises(AssertionError):
+        test_noisy_sgd_at_the_worst_allocation(oracle, "remove", 1, 1)
+    with pytest.raises(AssertionError):
+        test_descent_to_delete(oracle, "remove", "strongly", False)
+    with pytest.raises(AssertionError):
+        test_errors_from_their_formulas(oracle, "remove")
+    test_noisy_sgd_at_the_worst_allocation(oracle, "replace", 1, 1)
+
+
+def test_a_dropped_order_is_noticed(oracle: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    original = renyi.delta_at_order
+    monkeypatch.setattr(
+        renyi, "delta_at_order", lambda value, alpha, eps, *more: original(value / arb(alpha), alpha, eps, *more)
+    )
+    with pytest.raises(AssertionError):
+        test_noisy_sgd_as_published(oracle)
+    with pytest.raises(AssertionError):
+        test_sequential_langevin_as_published(oracle)
+
+
+def test_half_an_initial_distance_is_noticed(oracle: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    original = NoisyFinetune.process
+
+    def nearer(self: Any, noise: float) -> Any:
+        process = original(self, noise)
+        return rdp_calc.NoisyProcess(phases=process.phases, initial_distance=arb(self.init_clip))
+
+    monkeypatch.setattr(NoisyFinetune, "process", nearer)
+    row = {"init_clip": 1.0, "grad_clip": 1.0, "step_size": 0.5, "weight_decay": 0.0}
+    best = min(chord(oracle.mp, row, count) for count in range(1, 5))
+    assert exact_mu(build("noisy-finetune", **row, unlearn_steps=4)) < best
+
+
+def test_a_curvature_left_out_is_noticed(oracle: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rdp_calc.curvature.Curvature.record_smoothness", arb(0))
+    with pytest.raises(AssertionError):
+        test_errors_from_their_formulas(oracle, "zero-out")
+    with pytest.raises(AssertionError):
+        test_hessian_free_error_from_its_recursion(oracle)
+
+
+def test_a_forgotten_shift_is_noticed_by_densities(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rdp_calc.Langevin, "shift_of", lambda self, group, present: arb(self.step_size) / 1000)
+    with pytest.raises(AssertionError):
+        test_non_convex_langevin_on_an_interval(0.5, 4, 1)
+
+
+def test_a_smaller_image_is_noticed_by_densities(monkeypatch: pytest.MonkeyPatch) -> None:
+    kind = registry.method("model-clip")
+    original = kind.image_diameter
+    monkeypatch.setattr(kind, "image_diameter", lambda self: original(self) * 0.75)
+    with pytest.raises(AssertionError):
+        test_contraction_covers_projected_chains("before", 1, 0.5)
