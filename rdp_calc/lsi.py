@@ -9,7 +9,6 @@ ball of radius R also have C <= 6 (4 r^2 + tau^2) exp(4 r^2/tau^2) with reach r 
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 
 from flint import arb
 
@@ -31,7 +30,7 @@ def covered(method: Method, name: str) -> Descent:
 
 def learned_mu(method: Descent, noise: float) -> arb:
     """mu at the end of learning, by shifted composition."""
-    before: arb = SHIFTED.mu(method.remember("before unlearning", lambda: replace(method, unlearn_steps=0)), noise)
+    before: arb = SHIFTED.mu(method.remember("before unlearning", lambda: method.with_unlearn_steps(0)), noise)
     return before
 
 
@@ -77,7 +76,9 @@ class _Recursion:
 def _cap(method: Descent, variance: arb) -> arb | None:
     if method.radius is None:
         return None
-    reach = ball(method.radius) + ball(method.step_size) * ball(method.constants.lipschitz)
+    eta = ball(method.step_size)
+    kept = abs(1 - eta * ball(method.regulariser)).max(arb(1))
+    reach = kept * ball(method.radius) + eta * ball(method.constants.lipschitz)
     return 6 * (4 * reach**2 + variance) * (4 * reach**2 / variance).exp()
 
 

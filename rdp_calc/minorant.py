@@ -135,7 +135,11 @@ def _push_cycle(stack: list[_Block], cycle: Cycle) -> None:
         )
         _push_phase(stack, worst)
         return
-    block, times = turn[0], cycle.times
+    # A first phase without shift and noise leaves no block, but its contraction counts.
+    factor = arb(1)
+    for phase in phases:
+        factor *= ball(phase.contraction) ** int(phase.steps)
+    block, times = replace(turn[0], factor=factor), cycle.times
     if times == math.inf:
         if not block.factor < 1:
             stack[:] = [_Block(arb.pos_inf(), arb(0), arb(1))]

@@ -60,13 +60,15 @@ class NoisyProcess:
 
     diameter: where given, every iterate of both runs is projected onto one set of that diameter after its noise, so any
     time may serve as the start with that distance. image_diameter: where given, every step maps into a set of that
-    diameter before its noise, so any step may forget what came before it.
+    diameter before its noise, so any step may forget what came before it. Neither holds in the first
+    ``steps_before_restart`` steps.
     """
 
     phases: tuple[Phase | Cycle, ...]
     initial_distance: Real = 0.0
     diameter: Real | None = None
     image_diameter: Real | None = None
+    steps_before_restart: int = 0
 
     def __post_init__(self) -> None:
         _check_distance("initial_distance", self.initial_distance)

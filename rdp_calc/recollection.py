@@ -43,12 +43,15 @@ class Run:
 
 
 def error(run: Run) -> arb:
-    """An enclosure, never below it, of e_N for the worst allocation of the forgotten records to batches."""
+    """An enclosure, never below it, of e_N for the worst allocation of the forgotten records to batches.
+
+    Exact to the last place for one record; for several an upper bound in floats, raised by their own error bound.
+    """
     import numpy as np
 
     growth = 1 + 64 * (run.steps + 8) * float(np.finfo(float).eps)
     floats = _float_errors(run)
-    if run.group_size > run.batch_size or not np.isfinite(floats).all():
+    if run.group_size > 1 or not np.isfinite(floats).all():
         return ball(math.nextafter(float(np.max(floats)) * growth, math.inf))
     ceiling = float(np.max(floats))
     rivals = np.flatnonzero(floats * growth >= ceiling / growth)
@@ -76,12 +79,13 @@ def contraction(step_size: Real, run: Run) -> arb:
 
 
 def _float_errors(run: Run) -> Any:
-    """e_N in floats: one value a batch that may hold the forgotten records, or one in all where they fill several."""
+    """e_N in floats: one value a batch that may hold the one forgotten record, or one in all for several records."""
     import numpy as np
 
     spread = run.group_size > run.batch_size
     group = 1.0 if spread else float(run.group_size)
     distance, found = np.zeros(run.batches), np.zeros(1 if spread else run.batches)
+    cross = np.zeros_like(found)
     full, rest = divmod(run.group_size, run.batch_size)
     share, record_smoothness = min(run.group_size, run.batch_size) / run.batch_size, float(run.L1.upper())
     last, factor = None, 0.0
@@ -91,22 +95,29 @@ def _float_errors(run: Run) -> Any:
             last, factor = eta, float(contraction(eta, run).upper()) * (1 + 1e-15)
         slot = t % run.batches
         if spread:
+            # Every step takes as many forgotten records as a batch holds.
             # Distances of one record in each batch; the worst allocation fills the batches that count most.
             order = np.sort(distance)[::-1]
             worst = run.batch_size * order[:full].sum() + (rest * order[full] if rest else 0.0)
             found = factor * found + eta * (run.L2 / 2 * worst**2 + share * record_smoothness * worst)
         else:
             found = factor * found + eta * run.L2 / 2 * distance**2
-            found[slot] += eta * share * record_smoothness * distance[slot]
+            # One record meets its own distance; several may stand in different batches and meet each other's.
+            met = distance[slot] if run.group_size == 1 else distance.max()
+            cross = factor * cross
+            cross[slot] += eta * share * record_smoothness * met
         distance = factor * distance
         distance[slot] += eta * group * run.M / run.batch_size
-    return found
+    if run.group_size == 1 or spread:
+        return found + cross
+    # The first part is convex in the allocation and the second at most linear, so each is largest in one batch.
+    return np.full(1, found.max() + cross.max())
 
 
 def _exact_error(run: Run, slot: int) -> arb:
     distance = found = arb(0)
     factor, eta = contraction(run.step_size, run), ball(run.step_size)
-    half, share = eta * ball(run.L2) / 2, arb(run.group_size) / run.batch_size
+    half, share = eta * ball(run.L2) / 2, arb(1) / run.batch_size
     cross, jump = eta * share * run.L1, eta * share * ball(run.M)
     for t in range(run.steps):
         found = factor * found + half * distance * distance

@@ -66,18 +66,18 @@ def smallest_passing(passes: Callable[[float], bool], proposal: float) -> Found 
 
 
 def smallest_passing_integer(
-    passes: Callable[[int], bool], *, ceiling: int, proposal: int | None = None
+    passes: Callable[[int], bool], *, ceiling: int, floor: int = 0, proposal: int | None = None
 ) -> tuple[int, int | None] | None:
-    """The smallest integer in [0, ceiling] at which a monotone ``passes`` holds, with the failing integer before it.
+    """The smallest integer in [floor, ceiling] at which a monotone ``passes`` holds, with the failing integer before it.
 
     Doubling from ``proposal`` (or 0), then bisection: at most 2 log2(ceiling) evaluations. None when the ceiling fails.
     """
-    passing, failing = ceiling, -1
-    start, step = max(0, min(proposal or 0, ceiling)), 1
+    passing, failing = ceiling, floor - 1
+    start, step = max(floor, min(proposal or floor, ceiling)), 1
     if passes(start):
         passing = start
-        while passing > 0:
-            trial = max(passing - step, 0)
+        while passing > floor:
+            trial = max(passing - step, floor)
             if not passes(trial):
                 failing = trial
                 break
@@ -98,7 +98,7 @@ def smallest_passing_integer(
             passing = middle
         else:
             failing = middle
-    return passing, None if failing < 0 else failing
+    return passing, None if failing < floor else failing
 
 
 def minimise(function: Callable[[float], float], low: float, high: float) -> float:

@@ -86,6 +86,11 @@ class Sequence:
     requests: tuple[tuple[int, int], ...]
     noise_at_the_end: bool = False
 
+    @property
+    def fewest_turns(self) -> int:
+        """The closed form of minibatches needs an epoch between requests."""
+        return 0 if self.steps_per_turn == 1 else 1
+
     def with_noise_at_the_end(self) -> Sequence:
         """The same descent without noise, and one noise of that size on each released copy."""
         return replace(self, noise_at_the_end=True)

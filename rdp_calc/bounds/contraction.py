@@ -7,7 +7,7 @@ import math
 from flint import arb
 
 from rdp_calc.bounds.shifted import best_choice, resolved_energy
-from rdp_calc.errors import NotApplicable
+from rdp_calc.errors import InvalidInput, NotApplicable
 from rdp_calc.evidence import Bound, Evidence
 from rdp_calc.methods import Method
 from rdp_calc.problem import Target
@@ -81,6 +81,8 @@ class Contraction(Bound):
             return Evidence(delta=arb(1), choice=(0, -1, -1))
         if choice is None:
             choice = self._log_delta(method, noise, epsilon)[1]
+        if len(choice) != 3 or not 0 <= choice[0] <= method.common_steps:
+            raise InvalidInput(f"choice must be a split in 0..{method.common_steps}, a restart and a switch.")
         split, kept, switched = choice
         start, prefix = arb(1), method.prefix(noise, split)
         if prefix is not None:

@@ -59,6 +59,8 @@ class LsiPublished(Bound):
                 f" {1 / problem.constants.smoothness!r} (rounded), got {problem.step_size!r}; use --step-size 1/L or"
                 " --bound shifted."
             )
+        if len(problem.requests) > 1 and problem.drops:
+            raise NotApplicable("bound lsi-published covers requests in sequence under --adjacency replace or zero-out.")
         if problem.convexity != "strongly" and len(problem.requests) > 1:
             raise NotApplicable("bound lsi-published covers requests in sequence only where strongly convex.")
 

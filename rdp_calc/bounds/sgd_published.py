@@ -42,7 +42,9 @@ class SgdPublished(Bound):
         problem = _problem(method)
         if problem.convexity != "strongly":
             raise NotApplicable("bound sgd-published covers strongly convex objectives only.")
-        if problem.group_size > problem.mean_size and not problem.requests:
+        if len(problem.requests) > 1 and problem.drops:
+            raise NotApplicable("bound sgd-published covers requests in sequence under --adjacency replace or zero-out.")
+        if problem.group_size > problem.mean_size:
             raise NotApplicable("bound sgd-published covers a group within one batch; use --bound shifted.")
         if not product_at_most_one(problem.step_size, problem.constants.smoothness):
             raise NotApplicable(

@@ -11,14 +11,17 @@ from functools import partial
 
 from flint import arb
 
-from rdp_calc.evidence import GaussianBound
-from rdp_calc.methods import Method
+from rdp_calc.errors import InvalidInput
+from rdp_calc.evidence import PROPOSAL_BITS, GaussianBound
+from rdp_calc.methods import MAX_STEPS, Method
 from rdp_calc.minorant import energy
 from rdp_calc.problem import Target
 from rdp_calc.process import NoisyProcess, use_alternative
-from rdp_calc.reals import midpoint, precision
+from rdp_calc.profiles import gaussian
+from rdp_calc.reals import ball, midpoint, precision
 from rdp_calc.schedule import mu_squared
-from rdp_calc.search import minimise_integer
+from rdp_calc.search import minimise_integer, smallest_passing_integer
+from rdp_calc.sequence import SequenceState
 
 #: Longest stretch of an infinite run that is looked at for the best restart.
 _LONGEST = 10**15
@@ -73,15 +76,42 @@ class Shifted(GaussianBound):
         sequence = method.sequence()
         if sequence is not None and choice is None:
             return largest(sequence.unit_mus())
+        if choice is not None and len(choice) != 2 * sum(len(part.processes(1.0)) for part in method.releases()):
+            raise InvalidInput(f"choice must hold a restart and a switch for every release, got {len(choice)} numbers.")
         mus, used = [], 0
         for release in method.releases():
             total = arb(0)
             for process in release.processes(1.0):
-                kept, switched = (-1, -1) if choice is None else _pair(choice, used)
+                kept, switched = (-1, -1) if choice is None else choice[used : used + 2]
                 total += resolved_energy(process, kept, switched)
                 used += 2
             mus.append(total.sqrt())
         return largest(mus)
+
+    def solve_requests(self, method: Method, target: Target, noise: float) -> tuple[list[int], int | None] | None:
+        groups = method.releases_to_solve()
+        if len(groups) < 2:
+            return None
+        sequence = method.with_all_steps((1,) * len(groups), len(groups)).sequence()
+        if sequence is None:
+            return None
+        with precision(PROPOSAL_BITS):
+            limit = ball(noise) * gaussian.mu_enclosure(target.epsilon, target.delta).lower()
+            state, counts, failing = sequence.start(), [], None
+            for group in groups:
+
+                def passes(turns: int, group: int = group, state: SequenceState = state) -> bool:
+                    return bool(state.after(group, turns).mu() <= limit)
+
+                found = smallest_passing_integer(
+                    passes, floor=sequence.fewest_turns, ceiling=MAX_STEPS, proposal=counts[-1] if counts else 0
+                )
+                if found is None:
+                    return [*counts, MAX_STEPS + 1], None
+                counts.append(found[0])
+                failing = found[1]
+                state = state.after(group, found[0])
+        return counts, failing
 
     def floor(self, method: Method, target: Target) -> str:
         if self.mu(method, 1.0) == arb.pos_inf():
@@ -92,6 +122,18 @@ class Shifted(GaussianBound):
         return super().floor(method, target)
 
 
+def release_mus(method: Method) -> list[arb]:
+    """mu of each release at noise 1."""
+    sequence = method.sequence()
+    if sequence is not None:
+        return sequence.unit_mus()
+    found = []
+    for release in method.releases():
+        process = release.process(1.0)
+        found.append(resolved_energy(process, *best_choice(process)).sqrt())
+    return found
+
+
 def largest(values: list[arb]) -> arb:
     """An enclosure of the largest of some balls; 0 of none."""
     found = arb(0)
@@ -100,13 +142,12 @@ def largest(values: list[arb]) -> arb:
     return found
 
 
-def _pair(choice: tuple[int, ...], place: int) -> tuple[int, int]:
-    return (choice[place], choice[place + 1]) if place + 1 < len(choice) else (-1, -1)
-
-
 def resolved(process: NoisyProcess, kept: int, switched: int) -> NoisyProcess:
     """The process from a restart ``kept`` steps before its end (-1: from its own start), with the first inequality in
     its last ``switched`` steps and the alternative before (-1: no alternative)."""
+    longest = process.steps - process.steps_before_restart
+    if not -1 <= kept <= longest or not -1 <= switched <= (kept if kept >= 0 else process.steps):
+        raise InvalidInput(f"choice must name steps of the run, got a restart at {kept} and a switch at {switched}.")
     phases, start = process.phases, process.initial_distance
     if kept >= 0 and process.diameter is not None:
         phases, start = process.last(kept), process.diameter
@@ -129,7 +170,7 @@ def best_choice(process: NoisyProcess) -> tuple[int, int]:
     """The restart and the switch of ``resolved`` that make mu nearly smallest."""
     if not process.restarts and not process.has_alternative:
         return -1, -1
-    longest = int(min(process.steps, _LONGEST))
+    longest = int(min(process.steps - process.steps_before_restart, _LONGEST))
 
     def value(kept: int, switched: int) -> float:
         found = midpoint(resolved_energy(process, kept, switched))
@@ -142,7 +183,7 @@ def best_choice(process: NoisyProcess) -> tuple[int, int]:
     for start in starts:
         kept, candidates = start, [(start, -1)]
         if process.has_alternative:
-            reach = longest if kept < 0 else kept
+            reach = int(min(process.steps, _LONGEST)) if kept < 0 else kept
             switched = minimise_integer(partial(value, kept), reach)
             candidates.append((kept, switched))
             if process.restarts:

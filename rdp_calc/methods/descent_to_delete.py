@@ -18,8 +18,10 @@ from rdp_calc.errors import InvalidInput
 from rdp_calc.options import Option
 from rdp_calc.problem import Assumption
 from rdp_calc.process import Cycle, Phase
-from rdp_calc.reals import Real, ball, round_up
+from rdp_calc.reals import Real, ball, precision, round_up
 from rdp_calc.sequence import Sequence
+
+_DETAIL_BITS = 128
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,10 +116,13 @@ class DescentToDelete(Descent):
 
     def details(self, noise: float) -> dict[str, Any]:
         """The joint guarantee against someone who sees every release, each with fresh noise from the secret state."""
-        sequence = self.sequence()
-        if not self.requests or sequence is None or noise == 0:
+        if not self.requests or noise == 0:
             return {}
-        mus = [mu / ball(noise) for mu in sequence.unit_mus()]
+        from rdp_calc.bounds.shifted import release_mus
+
+        with precision(_DETAIL_BITS):
+            units: list[arb] = self.remember("release mus", lambda: release_mus(self))
+        mus = [mu / ball(noise) for mu in units]
         joint = sum((mu**2 for mu in mus), arb(0)).sqrt()
         return {"release_mus": [round_up(mu) for mu in mus], "joint_mu": round_up(joint)}
 

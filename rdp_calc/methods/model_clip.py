@@ -135,9 +135,13 @@ class ModelClip(Method):
             c, s = self._step()
             start.append(Phase(contraction=c, shift=s, noise_std=noise, steps=steps))
         distance = 2 * ball(self.init_clip) if self.init_noise_std > 0 and self.init_clip is not None else 0.0
-        # With initial noise a restart may only fall into the common steps, which the first phase is not.
-        diameter = self.image_diameter() if self.init_noise_std == 0 or steps else None
-        return NoisyProcess(phases=tuple(start), initial_distance=distance, image_diameter=diameter)
+        return NoisyProcess(
+            phases=tuple(start),
+            initial_distance=distance,
+            image_diameter=self.image_diameter(),
+            # The step of the initial noise does not map into the ball.
+            steps_before_restart=1 if self.init_noise_std > 0 else 0,
+        )
 
     def _step(self) -> tuple[arb, arb]:
         assert self.grad_clip is not None

@@ -91,24 +91,26 @@ class NoisySgd(Descent):
 
         if not times:
             return ()
-        size, slots = self.mean_size, []
-        # From the last batch backwards: how many of its records went, and how many are still to go.
-        while removed + remaining > 0 and len(slots) < self.batches:
-            gone = min(removed, size)
-            going = min(remaining, size - gone)
-            slots.append((gone, going))
-            removed, remaining = removed - gone, remaining - going
-        if self.batches == len(slots) and removed + remaining > 0:
-            # Batches of one record more than the smallest: what is left over stands in the first batch.
-            slots[-1] = (slots[-1][0] + removed, slots[-1][1] + remaining)
-        slots += [(0, 0)] if len(slots) < self.batches else []
-        idle = self.batches - len(slots)
-        phases = []
-        for (gone, going), group in groupby(reversed(slots)):
-            present = size - (gone if self.drops else 0)
-            shift = self.shift_of(min(going, size), max(present, 1))
-            phases.append(phase(shift, len(list(group)) + (idle if not phases else 0)))
+        size, shares = self.mean_size, self._shares(remaining, removed)
+        idle = self.batches - len(shares)
+        phases = [phase(0.0, idle)] if idle else []
+        for share, equal in groupby(reversed(shares)):
+            phases.append(phase(self.shift_of(share, size), len(list(equal))))
         return (Cycle(phases=tuple(phases), times=times),)
+
+    def _shares(self, remaining: int, removed: int) -> list[int]:
+        """Forgotten records to account for in each batch, from the last batch backwards, in the worst allocation.
+
+        A batch with r records to go, g gone and s slots has a gap of r/(s - g) <= (r + g)/s where records drop out, so
+        there the gone count like the others, in at most as many batches as there are records to go.
+        """
+        size, most = self.mean_size, min(remaining, self.batches)
+        left = remaining + (removed if self.drops and remaining else 0)
+        shares = []
+        while left > 0 and len(shares) < most:
+            shares.append(min(left, size))
+            left -= shares[-1]
+        return shares
 
     def sequence(self) -> Sequence | None:
         if self.group_size > self.mean_size or any(turns < 1 for _, turns in self.asked()) or self.learn_steps < 1:
