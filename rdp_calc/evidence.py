@@ -10,7 +10,7 @@ from typing import ClassVar
 
 from flint import arb, ctx
 
-from rdp_calc.errors import NotApplicable
+from rdp_calc.errors import InvalidInput, NotApplicable
 from rdp_calc.methods import Method
 from rdp_calc.problem import Target
 from rdp_calc.profiles import gaussian
@@ -209,6 +209,8 @@ class GaussianBound(Bound):
 
     def mu(self, method: Method, noise: float, choice: tuple[int, ...] | None = None) -> arb:
         """An enclosure of mu at ``noise``; the value at noise 1 is kept with the method, one a precision."""
+        if not noise >= 0:
+            raise InvalidInput(f"{method.NOISE} must be a number >= 0, got {noise!r}.")
         if choice is None:
             choice = self._choice(method)
         unit: arb = method.remember((self.name, "unit mu", ctx.prec, choice), lambda: self.unit_mu(method, choice))

@@ -108,6 +108,8 @@ class Plan:
     init: str | None
 
     def __post_init__(self) -> None:
+        if not 0 <= self.noise < math.inf:
+            raise InvalidInput(f"{self.method.NOISE} must be a finite number >= 0, got {self.noise!r}.")
         if self.alpha is not None and not 1 < self.alpha < math.inf:
             raise InvalidInput(f"alpha, the Renyi order, must be a finite number > 1, got {self.alpha!r}.")
         accounted = getattr(self.method, "learn_steps", None)

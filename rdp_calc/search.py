@@ -68,7 +68,7 @@ def smallest_passing(passes: Callable[[float], bool], proposal: float) -> Found 
 def smallest_passing_integer(
     passes: Callable[[int], bool], *, ceiling: int, floor: int = 0, proposal: int | None = None
 ) -> tuple[int, int | None] | None:
-    """The smallest integer in [floor, ceiling] at which a monotone ``passes`` holds, with the failing integer before it.
+    """The smallest integer in [floor, ceiling] at which a monotone ``passes`` holds, and the failing one before it.
 
     Doubling from ``proposal`` (or 0), then bisection: at most 2 log2(ceiling) evaluations. None when the ceiling fails.
     """

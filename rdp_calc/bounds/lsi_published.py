@@ -60,7 +60,7 @@ class LsiPublished(Bound):
                 " --bound shifted."
             )
         if len(problem.requests) > 1 and problem.drops:
-            raise NotApplicable("bound lsi-published covers requests in sequence under --adjacency replace or zero-out.")
+            raise NotApplicable("bound lsi-published takes --requests under --adjacency replace or zero-out only.")
         if problem.convexity != "strongly" and len(problem.requests) > 1:
             raise NotApplicable("bound lsi-published covers requests in sequence only where strongly convex.")
 

@@ -18,7 +18,8 @@ from rdp_calc.search import root
 
 class NeelTheorem28(Bound):
     """The released model itself is continued from (no secret state). Request i runs
-    T_i = I + ln ln(4 d i/delta)/ln(1/g) steps of size 2/(L + m), g = (L - m)/(L + m), d the number of parameters, and adds
+    T_i = I + ln ln(4 d i/delta)/ln(1/g) steps of size 2/(L + m), g = (L - m)/(L + m), d the number of parameters, and
+    adds
 
         noise_std = 8 M g^I / ((1 - g^I) m n (sqrt(2 ln(2/delta) + 3 epsilon) - sqrt(2 ln(2/delta) + 2 epsilon))).
 

@@ -43,7 +43,7 @@ class SgdPublished(Bound):
         if problem.convexity != "strongly":
             raise NotApplicable("bound sgd-published covers strongly convex objectives only.")
         if len(problem.requests) > 1 and problem.drops:
-            raise NotApplicable("bound sgd-published covers requests in sequence under --adjacency replace or zero-out.")
+            raise NotApplicable("bound sgd-published takes --requests under --adjacency replace or zero-out only.")
         if problem.group_size > problem.mean_size:
             raise NotApplicable("bound sgd-published covers a group within one batch; use --bound shifted.")
         if not product_at_most_one(problem.step_size, problem.constants.smoothness):

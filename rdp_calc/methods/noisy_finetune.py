@@ -127,7 +127,8 @@ class NoisyFinetune(Method):
         check_known(values, cls.OPTIONS, cls.NAME)
         clip, clamp = _number(values, "init_clip"), values.get("init_clamp")
         if (clip is None) == (clamp is None):
-            raise (MissingInput if clip is None else InvalidInput)("give --init-clip, or --init-clamp with --dimension, one of the two.")
+            wrong = MissingInput if clip is None else InvalidInput
+            raise wrong("give --init-clip, or --init-clamp with --dimension, one of the two.")
         if clamp is not None:
             finetune.check_positive("init_clamp", clamp)
             dimension = require(values, "dimension", " with --init-clamp")
