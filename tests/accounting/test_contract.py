@@ -207,6 +207,13 @@ def test_every_method_and_bound_has_a_problem() -> None:
     assert expected == {(case.values[0].method, case.values[0].bound) for case in CASES}
 
 
+@pytest.mark.parametrize("name", registry.bound_names())
+def test_every_id_has_a_page(name: str) -> None:
+    bound = registry.bound(name)
+    text = "".join(page.read_text(encoding="utf-8") for page in PAGES.glob("*.md"))
+    assert [identity for identity in (bound.id, *bound.other_ids) if identity not in text] == []
+
+
 @pytest.mark.parametrize("case", CASES)
 class TestContract:
     def test_the_answer_passes_and_its_neighbour_fails(self, case: Case) -> None:
