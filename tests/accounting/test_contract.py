@@ -299,6 +299,17 @@ class TestContract:
         if case.covers(method.with_unlearn_steps(6)):
             assert case.noise(case.problem(**{name: 6})) == case.noise(method.with_unlearn_steps(6))
 
+    def test_one_request_is_the_plain_problem(self, case: Case) -> None:
+        options = case.options
+        name = next((n for n in ("unlearn_steps", "unlearn_epochs") if isinstance(options.get(n), int)), "")
+        known = {option.name for option in registry.method(case.method).OPTIONS}
+        if "requests" not in known or not name or options.get("rewind"):
+            pytest.skip("takes no requests")
+        group = options.get("group_size") or 1
+        asked = case.problem(**{name: None, "group_size": None, "requests": f"{group}:{options[name]}"})
+        assert case.covers(asked)
+        assert case.noise(asked) == pytest.approx(case.noise(case.problem()), rel=1e-15)
+
     def test_a_plan_is_verified_and_less_noise_is_not(self, case: Case) -> None:
         if case.bound == "neel-thm28":
             pytest.skip("its delta is the smallest of a grid, not the target's")
