@@ -162,7 +162,7 @@ def show_comparison(rows: list[Result | Refusal], *, adjacency: str, left_out: l
             ]
         else:
             cells += ["-", "-", "-", "-", "-", "refused"]
-            notes.append(str(row.error))
+            notes.append(f"{row.method}: {row.error}")
         table.add_row(*cells)
     out = console()
     out.print(table)
