@@ -136,7 +136,7 @@ def _steps(method: Method, bound: Bound, target: Target, noise: float) -> Result
         for number in range(1, len(method.releases_to_solve()) + 1):
             part = method.with_all_steps((*counts, 0), number)
             found = smallest_passing_integer(
-                lambda k, part=part: bound.meets(part.with_unlearn_steps(k), noise, target.epsilon, target.delta),
+                lambda k, part=part: bound.last_meets(part.with_unlearn_steps(k), noise, target),
                 ceiling=MAX_STEPS,
                 proposal=bound.propose_steps(part, target, noise),
             )
@@ -185,6 +185,7 @@ def _result(
     delta_upper = proved_delta(bound, method, noise, epsilon, evidence)
     with precision(PROPOSAL_BITS):
         noise_std = round_up(method.noise_std(noise))
+        mu = None if evidence.mu is None else round_up(evidence.mu)
     return Result(
         command=command,
         method=method.NAME,
@@ -196,7 +197,7 @@ def _result(
         epsilon=epsilon,
         delta=delta_upper if delta is None else delta,
         delta_upper=delta_upper,
-        mu=None if evidence.mu is None else round_up(evidence.mu),
+        mu=mu,
         sigma=noise if method.NOISE == "sigma" else None,
         noise_multiplier=noise if method.NOISE == "noise_multiplier" else None,
         noise_std=noise_std,

@@ -102,7 +102,10 @@ class Descent(Method):
         limit = f"2/smoothness = {2 / self.constants.smoothness!r}"
         if self.convexity == "strongly":
             if not self.constants.strong_convexity > 0:
-                raise InvalidInput("strong_convexity must be > 0; or use --convexity convex or none.")
+                raise InvalidInput(
+                    "strong_convexity must be > 0 where the objective is strongly convex, got"
+                    f" {self.constants.strong_convexity!r}; or use --convexity convex or none."
+                )
             if at_most(lambda: 2 - steep, 0):
                 raise NotApplicable(f"step_size {self.step_size!r} does not contract: it must be below {limit}.")
         elif self.convexity == "convex" and not at_most(lambda: steep, 2):

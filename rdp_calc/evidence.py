@@ -117,6 +117,10 @@ class Bound(ABC):
         """Whether (epsilon, delta) is proved for ``method`` at ``noise``."""
         return at_most(lambda: self.evidence(method, noise, epsilon, alpha=alpha, choice=choice).delta, delta)
 
+    def last_meets(self, method: Method, noise: float, target: Target) -> bool:
+        """Whether the last release meets the target; the earlier ones are known to."""
+        return self.meets(method, noise, target.epsilon, target.delta)
+
     def propose_steps(self, method: Method, target: Target, noise: float) -> int | None:
         """A number near the fewest unlearning steps, where there is a quick one."""
         return None
@@ -146,19 +150,42 @@ class Bound(ABC):
                 lambda value: self.evidence(method, value, target.epsilon, alpha=alpha, choice=choice),
             )
         found = smallest_passing(
-            lambda value: self.meets(method, value, target.epsilon, target.delta, alpha=alpha, choice=choice), proposal
+            lambda value: self.meets(method, value, target.epsilon, target.delta, alpha=alpha, choice=choice),
+            proposal,
         )
         if found is None:
             return None
+        if alpha is not None:
+            found = self._with_order_of_epsilon(method, target, found)
+            with precision(PROPOSAL_BITS):
+                alpha = self._near_epsilon(method, found.value, target.delta)[1].alpha
         return found, self.evidence(method, found.value, target.epsilon, alpha=alpha, choice=choice)
+
+    def _near_epsilon(self, method: Method, noise: float, delta: float) -> tuple[float, Evidence]:
+        """The proposed epsilon, and the choices that ``find_epsilon`` makes there."""
+        proposal = self.propose_epsilon(method, noise, delta)
+        return proposal, self.evidence(method, noise, min(proposal, LARGEST))
+
+    def _with_order_of_epsilon(self, method: Method, target: Target, found: Found) -> Found:
+        """The noise raised by a few last places, if need be, until the order that ``find_epsilon`` will choose agrees.
+
+        Orders are chosen in floats, to about eight digits; the answer to the opposite question must not differ.
+        """
+        value, step = found.value, 2.0**-52
+        for _ in range(40):
+            with precision(PROPOSAL_BITS):
+                alpha = self._near_epsilon(method, value, target.delta)[1].alpha
+            if self.meets(method, value, target.epsilon, target.delta, alpha=alpha):
+                return Found(value, found.failing)
+            value, step = value * (1 + step), 2 * step
+        return found
 
     def find_epsilon(self, method: Method, noise: float, delta: float) -> tuple[Found, Evidence] | None:
         """The smallest passing epsilon >= 0 and evidence for it; None where no epsilon in double precision passes."""
         if self.meets(method, noise, 0.0, delta):
             return Found(0.0, None), self.evidence(method, noise, 0.0)
         with precision(PROPOSAL_BITS):
-            proposal = self.propose_epsilon(method, noise, delta)
-            near = self.evidence(method, noise, min(proposal, LARGEST))
+            proposal, near = self._near_epsilon(method, noise, delta)
         if self.dear:
             proposal = self._polished(
                 proposal,
@@ -166,7 +193,8 @@ class Bound(ABC):
                 lambda value: self.evidence(method, noise, value, alpha=near.alpha, choice=near.choice),
             )
         found = smallest_passing(
-            lambda value: self.meets(method, noise, value, delta, alpha=near.alpha, choice=near.choice), proposal
+            lambda value: self.meets(method, noise, value, delta, alpha=near.alpha, choice=near.choice),
+            proposal,
         )
         if found is None:
             return None

@@ -118,9 +118,13 @@ def _push_cycle(stack: list[_Block], cycle: Cycle) -> None:
         for phase in phases:
             _push_phase(stack, phase)
         return
-    for place in range(len(phases)):
+    for place, raised in [*((i, False) for i in range(len(phases))), *((i, True) for i in range(len(phases)))]:
         turn: list[_Block] = []
-        for phase in phases[place:] + phases[:place]:
+        rotated = [*phases[place:], *phases[:place]]
+        if raised:
+            # Where two slopes are equal no rounding can order them: a first shift raised by nothing that counts can.
+            rotated[0] = replace(rotated[0], shift=ball(rotated[0].shift) * (1 + arb(2) ** -80))
+        for phase in rotated:
             _push_phase(turn, phase)
         if len(turn) == 1 and turn[0].count == 1:
             break

@@ -9,6 +9,8 @@ from typing import Any, Literal
 
 from rdp_calc.errors import InvalidInput, MissingInput
 
+_LARGEST = 1.7976931348623157e308
+
 Kind = Literal["float", "int", "steps", "choice", "text", "flag"]
 
 
@@ -25,6 +27,28 @@ class Option:
     @property
     def flag(self) -> str:
         return "--" + self.name.replace("_", "-")
+
+    def check(self, value: Any) -> None:
+        """Raise InvalidInput unless ``value`` is of this kind: a number within doubles, an integer, a known choice."""
+        number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        match self.kind:
+            case "float":
+                fits, kind = number, "a number"
+            case "int":
+                fits, kind = number and isinstance(value, int), "an integer"
+            case "steps":
+                fits, kind = number and (isinstance(value, int) or value == math.inf), "an integer or inf"
+            case "choice":
+                fits, kind = value in self.choices, f"one of {', '.join(self.choices)}"
+            case "flag":
+                fits, kind = isinstance(value, bool), "true or false"
+            case _:
+                fits, kind = number or isinstance(value, str), "a number or a text"
+        if fits and number and self.kind in ("float", "text"):
+            # NaN and integers beyond any double are no numbers here.
+            fits = -_LARGEST <= value <= _LARGEST or abs(value) == math.inf
+        if not fits:
+            raise InvalidInput(f"{self.name} must be {kind}, got {repr(value)[:40]}.")
 
     def read(self, text: str) -> Any:
         """The value of ``text``; raises InvalidInput naming the option, the text and what is allowed."""
@@ -70,6 +94,9 @@ def check_known(values: dict[str, Any], options: Sequence[Option], method: str) 
     if unknown:
         known = ", ".join(option.name for option in options)
         raise InvalidInput(f"{method} has no input {', '.join(unknown)}; it takes {known}.")
+    for option in options:
+        if values.get(option.name) is not None:
+            option.check(values[option.name])
 
 
 def require(values: dict[str, Any], name: str, why: str = "") -> Any:

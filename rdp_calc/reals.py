@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 
 from flint import arb, ctx
 
@@ -26,11 +25,22 @@ _LOCK = threading.RLock()
 SMALLEST_NORMAL = 2.2250738585072014e-308
 
 
-@contextmanager
-def precision(bits: int) -> Iterator[None]:
+class precision:  # noqa: N801  (a context manager, used like a function)
     """Work at ``bits`` bits. flint's precision belongs to the process, so other threads wait for their turn."""
-    with _LOCK, ctx.workprec(bits):
-        yield
+
+    __slots__ = ("before", "bits")
+
+    def __init__(self, bits: int) -> None:
+        self.bits = bits
+
+    def __enter__(self) -> None:
+        _LOCK.acquire()
+        self.before = ctx.prec
+        ctx.prec = self.bits
+
+    def __exit__(self, *error: object) -> None:
+        ctx.prec = self.before
+        _LOCK.release()
 
 
 def ball(value: Real) -> arb:
@@ -68,12 +78,13 @@ def round_up(value: arb) -> float:
     """The smallest double known to be at least ``value``; infinity when there is none."""
     if value.is_nan():
         return math.inf
-    with precision(256):
-        candidate = float(value.upper())
-        while candidate < math.inf and not ball(candidate) >= value:
-            candidate = math.nextafter(candidate, math.inf)
-        while candidate > -math.inf and ball(math.nextafter(candidate, -math.inf)) >= value:
-            candidate = math.nextafter(candidate, -math.inf)
+    # Comparisons of balls are exact at any precision.
+    candidate = float(value.upper())
+    while candidate < math.inf and not arb(candidate) >= value:
+        candidate = math.nextafter(candidate, math.inf)
+    before = math.nextafter(candidate, -math.inf)
+    while candidate > -math.inf and arb(before) >= value:
+        candidate, before = before, math.nextafter(before, -math.inf)
     return candidate + 0.0
 
 

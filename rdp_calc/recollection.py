@@ -98,7 +98,7 @@ def _float_errors(run: Run) -> Any:
             # Every step takes as many forgotten records as a batch holds.
             # Distances of one record in each batch; the worst allocation fills the batches that count most.
             order = np.sort(distance)[::-1]
-            worst = run.batch_size * order[:full].sum() + (rest * order[full] if rest else 0.0)
+            worst = run.batch_size * order[:full].sum() + (rest * order[full] if rest and full < run.batches else 0.0)
             found = factor * found + eta * (run.L2 / 2 * worst**2 + share * record_smoothness * worst)
         else:
             found = factor * found + eta * run.L2 / 2 * distance**2

@@ -10,7 +10,6 @@ exceeds the minimum by a relative 3 theta or so, about 1e-12 for a million steps
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -22,36 +21,55 @@ if TYPE_CHECKING:
     import numpy as np
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Schedule:
     """Step t contracts by |1 - step_sizes[t] weight_decay|, shifts by 2 step_sizes[t] grad_clip and adds noise of
     standard deviation noise_ratios[t] (in units of the noise that is solved for) from points 2 init_clip apart."""
 
-    step_sizes: Sequence[float]
-    noise_ratios: Sequence[float]
+    step_sizes: np.ndarray
+    noise_ratios: np.ndarray
     weight_decay: float
     grad_clip: float
     init_clip: float
 
-    def contractions(self) -> list[float]:
-        """The contractions in floats, rounded to nearest."""
-        return [abs(1.0 - step * self.weight_decay) for step in self.step_sizes]
+
+#: Steps that share one scale in the search for a prefix.
+_STRETCH = 2048
 
 
 def best_prefix(schedule: Schedule) -> int:
-    """A prefix of the schedule with nearly the smallest mu, in floats: the smallest chord, then a few trials."""
-    chord, best, distance, variance = math.inf, 1, 2 * schedule.init_clip, 0.0
-    for t, (c, step, noise) in enumerate(
-        zip(schedule.contractions(), schedule.step_sizes, schedule.noise_ratios, strict=True), 1
-    ):
-        distance = c * distance + 2 * step * schedule.grad_clip
-        variance = c * c * variance + noise * noise
-        # The chord is a lower bound of the energy, and equal to it where the minorant has one piece.
-        if variance > 0 and distance * distance < chord * variance:
-            chord, best = distance * distance / variance, t
-    total = len(schedule.step_sizes)
+    """A prefix of the schedule with nearly the smallest mu, in floats.
+
+    The chord D_t^2/V_t of a prefix is a lower bound of its energy, equal to it where the minorant has one piece: the
+    prefix with the smallest chord is the best one if its energy is no larger. Otherwise a few more are tried.
+    """
+    import numpy as np
+
+    chords = _chords(schedule)
+    best, total = int(np.argmin(chords)) + 1, len(chords)
+    if energy_float(schedule, best) <= chords[best - 1] * (1 + 1e-9):
+        return best
     trials = {best, total, *(max(1, best * k // 8) for k in (4, 6, 7)), min(total, best * 9 // 8)}
     return min(sorted(trials), key=lambda count: energy_float(schedule, count))
+
+
+def _chords(schedule: Schedule) -> np.ndarray:
+    """D_t^2/V_t of every prefix in floats; the scale is renewed in every stretch against underflow."""
+    import numpy as np
+
+    steps = np.asarray(schedule.step_sizes, dtype=np.longdouble)
+    contraction = np.abs(1 - steps * schedule.weight_decay)
+    shifts, variances = 2 * steps * schedule.grad_clip, np.asarray(schedule.noise_ratios, dtype=np.longdouble) ** 2
+    distance, variance = np.longdouble(2 * schedule.init_clip), np.longdouble(0)
+    found = np.empty(len(steps))
+    for start in range(0, len(steps), _STRETCH):
+        part = slice(start, start + _STRETCH)
+        scale = np.cumprod(np.maximum(contraction[part], 1e-2))
+        distances = distance + np.cumsum(shifts[part] / scale)
+        spreads = variance + np.cumsum(variances[part] / scale**2)
+        found[part] = distances**2 / spreads
+        distance, variance = distances[-1] * scale[-1], spreads[-1] * scale[-1] ** 2
+    return found
 
 
 def energy_float(schedule: Schedule, count: int) -> float:

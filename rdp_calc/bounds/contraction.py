@@ -123,7 +123,7 @@ class Contraction(Bound):
 
 
 #: Longest stretch of common steps that is walked step by step in the search for a split.
-_LONG = 20_000
+_LONG = 10_000
 
 
 def _prefix_mu(method: Method, split: Split, noise: float) -> float:
@@ -141,7 +141,11 @@ def _prefix_mu(method: Method, split: Split, noise: float) -> float:
 
 def _splits(method: Method) -> tuple[Split, ...]:
     total = method.common_steps
-    places = {0, total, *(2**i for i in range(40)), *(total - 2**i for i in range(40)), *range(33)}
+    if total > _LONG:
+        # One evaluation is dear here, and a prefix matters at the ends only.
+        places = {0, 1, total - 1, total}
+    else:
+        places = {0, total, *(2**i for i in range(40)), *(total - 2**i for i in range(40)), *range(33)}
     found = []
     with precision(_SEARCH_BITS):
         for place in sorted(place for place in places if 0 <= place <= total):

@@ -11,6 +11,7 @@ from collections.abc import Callable
 
 from flint import arb
 
+from rdp_calc.bounds.shifted import largest
 from rdp_calc.descent import Descent, product_at_most_one
 from rdp_calc.errors import NotApplicable
 from rdp_calc.evidence import Bound, Evidence
@@ -18,7 +19,7 @@ from rdp_calc.lsi import covered, decay, linear_rate, log_float, safe_exp
 from rdp_calc.methods import Method
 from rdp_calc.problem import Target
 from rdp_calc.profiles import renyi
-from rdp_calc.reals import ball, midpoint, precision
+from rdp_calc.reals import at_most, ball, midpoint, precision
 from rdp_calc.search import minimise
 
 _SEARCH_BITS = 96
@@ -79,14 +80,16 @@ class LsiPublished(Bound):
         if problem.convexity != "strongly":
             return _by_bisection(lambda noise: _log_delta(_curve(problem, noise), target), target.delta)
 
-        def log_variance(x: float, release: Descent) -> float:
-            # alpha - 1 = (ln(1/delta) / epsilon)(1 + e^x): below x = -inf no noise suffices at that order.
-            alpha = 1 + log_inverse / target.epsilon * (1 + math.exp(x))
-            log_room = math.log(target.epsilon) + x - math.log1p(math.exp(x))
-            return _log_unit_curve(release)(alpha) - log_room
-
         def log_noise(release: Descent) -> float:
-            return log_variance(minimise(lambda x: log_variance(x, release), -50.0, 60.0), release) / 2
+            log_curve = _log_unit_curve(release)
+
+            def log_variance(x: float) -> float:
+                # alpha - 1 = (ln(1/delta) / epsilon)(1 + e^x): below x = -inf no noise suffices at that order.
+                alpha = 1 + log_inverse / target.epsilon * (1 + math.exp(x))
+                log_room = math.log(target.epsilon) + x - math.log1p(math.exp(x))
+                return log_curve(alpha) - log_room
+
+            return log_variance(minimise(log_variance, -50.0, 60.0)) / 2
 
         return safe_exp(max(log_noise(_problem(release)) for release in problem.releases()))
 
@@ -125,13 +128,19 @@ class LsiPublished(Bound):
         if noise == 0:
             same = all(linear_rate(release, 1.0).is_zero() for release in releases)
             return Evidence(delta=arb(0 if same else 1))
-        delta = arb(0)
-        for release in releases:
-            order = alpha
-            if order is None:
-                order = renyi.best_order_for_delta(_curve(release, noise), epsilon)
-            delta = delta.max(renyi.delta_at_order(_exact_curve(release, noise, order), order, epsilon))
-        return Evidence(delta=delta, alpha=order if len(releases) == 1 else None)
+        found = [self._release(release, noise, epsilon, alpha) for release in releases]
+        return Evidence(delta=largest([one.delta for one in found]), alpha=found[0].alpha if len(found) == 1 else None)
+
+    def last_meets(self, method: Method, noise: float, target: Target) -> bool:
+        last = _problem(method)
+        return at_most(lambda: self._release(last, noise, target.epsilon, None).delta, target.delta)
+
+    @staticmethod
+    def _release(problem: Descent, noise: float, epsilon: float, alpha: float | None) -> Evidence:
+        """Evidence for the last release alone."""
+        if alpha is None:
+            alpha = renyi.best_order_for_delta(_curve(problem, noise), epsilon)
+        return Evidence(delta=renyi.delta_at_order(_exact_curve(problem, noise, alpha), alpha, epsilon), alpha=alpha)
 
 
 def _problem(method: Method) -> Descent:

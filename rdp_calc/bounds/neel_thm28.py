@@ -12,8 +12,8 @@ from rdp_calc.evidence import Bound, Evidence
 from rdp_calc.methods import Method
 from rdp_calc.methods.descent_to_delete import DescentToDelete
 from rdp_calc.problem import Target
-from rdp_calc.reals import ball, midpoint
-from rdp_calc.search import root
+from rdp_calc.reals import at_most, ball, midpoint
+from rdp_calc.search import root, smallest_passing
 
 
 class NeelTheorem28(Bound):
@@ -68,9 +68,13 @@ class NeelTheorem28(Bound):
         problem = published(method, self.name)
         if epsilon == 0 or noise == 0 or not self._long_enough(problem, epsilon, delta):
             return False
-        twice = 2 * (2 / ball(delta)).log()
-        gain = (twice + 3 * ball(epsilon)).sqrt() - (twice + 2 * ball(epsilon)).sqrt()
-        return bool(ball(noise) * gain >= self._scale(method, delta))
+
+        def lacking() -> arb:
+            twice = 2 * (2 / ball(delta)).log()
+            gain = (twice + 3 * ball(epsilon)).sqrt() - (twice + 2 * ball(epsilon)).sqrt()
+            return self._scale(method, delta) - ball(noise) * gain
+
+        return at_most(lacking, 0)
 
     def evidence(
         self,
@@ -81,21 +85,11 @@ class NeelTheorem28(Bound):
         alpha: float | None = None,
         choice: tuple[int, ...] | None = None,
     ) -> Evidence:
-        """The smallest delta of a fine grid at which the theorem holds."""
+        """The smallest delta, as a double, at which the theorem holds."""
         if noise == 0 or epsilon == 0:
             return Evidence(delta=arb(1))
-        low, high = -700.0, -1e-6
-        if not self.meets(method, noise, epsilon, math.exp(high)):
-            return Evidence(delta=arb(1))
-        while high - low > 1e-13 * abs(high):
-            middle = (low + high) / 2
-            if middle in (low, high):
-                break
-            if self.meets(method, noise, epsilon, math.exp(middle)):
-                high = middle
-            else:
-                low = middle
-        return Evidence(delta=ball(math.exp(high)))
+        found = smallest_passing(lambda delta: delta < 1 and self.meets(method, noise, epsilon, delta), 1e-6)
+        return Evidence(delta=ball(found.value) if found is not None else arb(1))
 
     def floor(self, method: Method, target: Target) -> str:
         return "raise --unlearn-steps until I is as large as the theorem asks (rdp-calc explain neel-thm28)"
@@ -106,11 +100,14 @@ class NeelTheorem28(Bound):
         return arb(problem.unlearn_steps or 0) + (4 * dimension / ball(delta)).log().log() / ratio(problem).log()
 
     def _long_enough(self, problem: DescentToDelete, epsilon: float, delta: float) -> bool:
-        g, twice = ratio(problem), 2 * (2 / ball(delta)).log()
-        gain = (1 - g) * ((twice + ball(epsilon)).sqrt() - twice.sqrt())
-        needed = (arb(2 * (problem.dimension or 1)).sqrt() / gain).log() / -g.log()
-        inner = self._inner_steps(problem, delta)
-        return bool(inner >= needed) and bool(inner > 0)
+
+        def missing() -> arb:
+            g, twice = ratio(problem), 2 * (2 / ball(delta)).log()
+            gain = (1 - g) * ((twice + ball(epsilon)).sqrt() - twice.sqrt())
+            needed = (arb(2 * (problem.dimension or 1)).sqrt() / gain).log() / -g.log()
+            return needed.max(arb("0.001")) - self._inner_steps(problem, delta)
+
+        return at_most(missing, 0)
 
     def _scale(self, method: Method, delta: float) -> arb:
         problem = published(method, self.name)

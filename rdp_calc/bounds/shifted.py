@@ -11,10 +11,10 @@ from functools import partial
 
 from flint import arb
 
+from rdp_calc import minorant
 from rdp_calc.errors import InvalidInput
 from rdp_calc.evidence import PROPOSAL_BITS, GaussianBound
 from rdp_calc.methods import MAX_STEPS, Method
-from rdp_calc.minorant import energy
 from rdp_calc.problem import Target
 from rdp_calc.process import NoisyProcess, use_alternative
 from rdp_calc.profiles import gaussian
@@ -50,9 +50,13 @@ class Shifted(GaussianBound):
     reference = "Bok-Su-Altschuler 2024, arXiv:2403.00278"
 
     def identify(self, method: Method) -> str:
+        found: str = method.remember("shifted case", lambda: self._case(method))
+        return found
+
+    def _case(self, method: Method) -> str:
         if method.schedule() is not None:
             return "shifted-gdp/general/v1"
-        process = method.releases()[-1].processes(1.0)[-1]
+        process = method.processes(1.0)[-1]
         if process.restarts or process.has_alternative:
             return "shifted-gdp/projected/v1"
         closed = (
@@ -61,7 +65,7 @@ class Shifted(GaussianBound):
         return self.id if closed else "shifted-gdp/general/v1"
 
     def choose(self, method: Method) -> tuple[int, ...] | None:
-        if method.schedule() is not None:
+        if method.schedule() is not None or method.sequence() is not None:
             return None
         processes = [process for release in method.releases() for process in release.processes(1.0)]
         if all(not process.restarts and not process.has_alternative for process in processes):
@@ -72,7 +76,8 @@ class Shifted(GaussianBound):
     def unit_mu(self, method: Method, choice: tuple[int, ...] | None) -> arb:
         schedule, count = method.schedule(), method.accounted()
         if schedule is not None and count is not None:
-            return mu_squared(schedule, count).sqrt()
+            energy: arb = method.remember(("schedule", count), lambda: mu_squared(schedule, count))
+            return energy.sqrt()
         sequence = method.sequence()
         if sequence is not None and choice is None:
             return largest(sequence.unit_mus())
@@ -163,7 +168,7 @@ def resolved(process: NoisyProcess, kept: int, switched: int) -> NoisyProcess:
 def resolved_energy(process: NoisyProcess, kept: int, switched: int) -> arb:
     """mu squared of the process at these choices."""
     part = resolved(process, kept, switched)
-    return energy(part.initial_distance, part.phases)
+    return minorant.energy(part.initial_distance, part.phases)
 
 
 def best_choice(process: NoisyProcess) -> tuple[int, int]:

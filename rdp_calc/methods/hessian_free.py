@@ -83,6 +83,8 @@ class HessianFree(Approximation):
         convexity = values.get("convexity") or "strongly"
         if steps == math.inf:
             raise InvalidInput("learn_steps must be finite for hessian-free.")
+        if epochs is not None and not epochs >= 1:
+            raise InvalidInput(f"epochs must be an integer >= 1, got {epochs!r}.")
         step_size = require(values, "step_size")
         return cls(
             dataset_size=size,

@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from flint import arb
 
@@ -25,6 +25,9 @@ from rdp_calc.problem import ADJACENCY_OPTION, SIZE_OPTIONS, Assumption, check_a
 from rdp_calc.process import NoisyProcess, Phase
 from rdp_calc.reals import ball
 from rdp_calc.schedule import Schedule, best_prefix
+
+if TYPE_CHECKING:
+    import numpy as np
 
 OPTIMIZERS = ("sgd", "momentum", "adam")
 
@@ -149,7 +152,7 @@ class NoisyFinetune(Method):
             "group_size": 1 if values.get("group_size") is None else values["group_size"],
         }
         steps = _number(values, "unlearn_steps")
-        if steps is not None and not (steps >= 0 and steps == int(steps)):
+        if steps is not None and not (0 <= steps < math.inf and steps == int(steps)):
             raise InvalidInput(f"unlearn_steps must be an integer >= 1, got {steps!r}.")
         return cls(**fields, unlearn_steps=default_steps(fields) if steps is None else max(int(steps), 1))
 
@@ -159,7 +162,7 @@ class NoisyFinetune(Method):
         found: Schedule = self.remember(
             "schedule",
             lambda: Schedule(
-                [self.step_size * ratio for ratio in ratios(self.step_schedule, self.unlearn_steps)],
+                self.step_size * ratios(self.step_schedule, self.unlearn_steps),
                 ratios(self.noise_schedule, self.unlearn_steps),
                 self.weight_decay,
                 self.grad_clip,
@@ -327,20 +330,22 @@ def check_schedule(name: str, values: Values, steps: int) -> None:
         raise InvalidInput(f"a schedule may have at most {MAX_SCHEDULE} steps, got {steps}.")
 
 
-def ratios(values: Values, steps: int) -> list[float]:
+def ratios(values: Values, steps: int) -> np.ndarray:
     """The values of a schedule relative to the first, on a grid of 2^-40 where they are computed, so that every
     machine finds the same doubles."""
+    import numpy as np
+
     if values == "constant":
-        return [1.0] * steps
+        return np.ones(steps)
     if not isinstance(values, str):
-        return [value / values[0] for value in values]
+        return np.asarray(values) / values[0]
+    places = np.arange(steps)
     if values == "cosine":
-        found = [(1 + math.cos(math.pi * t / steps)) / 2 for t in range(steps)]
+        found = (1 + np.cos(np.pi * places / steps)) / 2
     else:
-        end = _end("schedule", values)
-        found = [1 + (end - 1) * t / max(steps - 1, 1) for t in range(steps)]
+        found = 1 + (_end("schedule", values) - 1) * places / max(steps - 1, 1)
     grid = 2.0**40
-    return [max(round(value * grid), 1) / grid for value in found]
+    return np.maximum(np.round(found * grid), 1) / grid
 
 
 def read_schedule(flag: str, text: str | None) -> Values:

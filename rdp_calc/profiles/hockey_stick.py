@@ -19,7 +19,9 @@ from flint import arb
 from rdp_calc.profiles.gaussian import delta_enclosure, log_delta
 from rdp_calc.reals import Real, ball
 
-EXACT_STEPS = 20_000
+EXACT_STEPS = 10_000
+
+_NEGLIGIBLE = arb(2) ** -100_000
 
 
 def contract(start: arb, epsilon: float, ratio: Real, steps: int) -> arb:
@@ -28,7 +30,8 @@ def contract(start: arb, epsilon: float, ratio: Real, steps: int) -> arb:
     if epsilon == 0:
         return delta * delta_enclosure(0, r) ** steps
     for count in stretches(steps):
-        if delta.is_zero():
+        if delta < _NEGLIGIBLE:
+            # Beyond any use, and soon beyond what balls can hold; a factor never exceeds 1.
             return delta
         factor = delta_enclosure((excess / delta).log1p(), r)
         delta *= factor if count == 1 else factor**count
@@ -63,9 +66,9 @@ def log_expm1(epsilon: float) -> float:
 
 
 def stretches(steps: int) -> Iterator[int]:
-    """Lengths of the stretches over which the factor is kept: 1 for EXACT_STEPS steps, then one in 200 of the past."""
+    """Lengths of the stretches over which the factor is kept: 1 for EXACT_STEPS steps, then one in 100 of the past."""
     done = 0
     while done < steps:
-        count = 1 if done < EXACT_STEPS else min(done // 200, steps - done)
+        count = 1 if done < EXACT_STEPS else min(done // 100, steps - done)
         yield count
         done += count
