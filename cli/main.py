@@ -17,7 +17,10 @@ from cli.render import plain
 from rdp_calc.errors import RdpCalcError
 
 #: Order of the verbs in the help; a verb found but not named here follows.
-_VERB_ORDER = ("sigma", "epsilon", "steps", "compare", "plan", "run", "verify", "doctor", "demo")
+_VERB_ORDER = (
+    *("sigma", "epsilon", "steps", "compare", "curve", "plan", "run", "verify"),
+    *("explain", "reproduce", "doctor", "demo"),
+)
 
 
 class VerbGroup(TyperGroup):

@@ -13,7 +13,7 @@ from rdp_calc import registry
 from rdp_calc.errors import InvalidInput
 from rdp_calc.methods import Method
 from rdp_calc.options import Option, read_float
-from rdp_calc.problem import ADJACENCY_OPTION, Target
+from rdp_calc.problem import Target
 
 TARGET_OPTIONS = (
     Option(name="epsilon", kind="float", help="Target epsilon, in nats."),
@@ -110,7 +110,7 @@ def split(values: dict[str, Any], options: Sequence[Option]) -> dict[str, Any]:
     names = {option.name for option in options}
     given = {name: value for name, value in values.items() if name in names}
     if "adjacency" in names and given.get("adjacency") is None:
-        given["adjacency"] = ADJACENCY_OPTION.default
+        given["adjacency"] = next(option.default for option in options if option.name == "adjacency")
     return given
 
 

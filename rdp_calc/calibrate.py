@@ -134,9 +134,14 @@ def _steps(method: Method, bound: Bound, target: Target, noise: float) -> Result
     else:
         failing = None
         for number in range(1, len(method.releases_to_solve()) + 1):
-            part = method.with_all_steps((*counts, 0), number)
+            part = method.with_all_steps((*counts, method.FEWEST_STEPS), number)
+
+            def passes(k: int, part: Method = part) -> bool:
+                return bound.last_meets(part.with_unlearn_steps(k), noise, target)
+
             found = smallest_passing_integer(
-                lambda k, part=part: bound.last_meets(part.with_unlearn_steps(k), noise, target),
+                passes,
+                floor=method.FEWEST_STEPS,
                 ceiling=MAX_STEPS,
                 proposal=bound.propose_steps(part, target, noise),
             )

@@ -353,7 +353,7 @@ class Descent(Method):
 
     def to_plan(self) -> tuple[dict[str, Any], dict[str, Any]]:
         problem = {"dataset_size": self.dataset_size, "group_size": self.group_size, **self.constants.to_plan()}
-        parameters = {
+        parameters: dict[str, Any] = {
             "step_size": self.step_size,
             f"learn_{self.TURNS}": self.learn_steps,
             f"unlearn_{self.TURNS}": self.unlearn_steps,

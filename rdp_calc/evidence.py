@@ -156,9 +156,7 @@ class Bound(ABC):
         if found is None:
             return None
         if alpha is not None:
-            found = self._with_order_of_epsilon(method, target, found)
-            with precision(PROPOSAL_BITS):
-                alpha = self._near_epsilon(method, found.value, target.delta)[1].alpha
+            found, alpha = self._with_order_of_epsilon(method, target, found, alpha)
         return found, self.evidence(method, found.value, target.epsilon, alpha=alpha, choice=choice)
 
     def _near_epsilon(self, method: Method, noise: float, delta: float) -> tuple[float, Evidence]:
@@ -166,7 +164,9 @@ class Bound(ABC):
         proposal = self.propose_epsilon(method, noise, delta)
         return proposal, self.evidence(method, noise, min(proposal, LARGEST))
 
-    def _with_order_of_epsilon(self, method: Method, target: Target, found: Found) -> Found:
+    def _with_order_of_epsilon(
+        self, method: Method, target: Target, found: Found, proposed: float
+    ) -> tuple[Found, float | None]:
         """The noise raised by a few last places, if need be, until the order that ``find_epsilon`` will choose agrees.
 
         Orders are chosen in floats, to about eight digits; the answer to the opposite question must not differ.
@@ -176,9 +176,9 @@ class Bound(ABC):
             with precision(PROPOSAL_BITS):
                 alpha = self._near_epsilon(method, value, target.delta)[1].alpha
             if self.meets(method, value, target.epsilon, target.delta, alpha=alpha):
-                return Found(value, found.failing)
+                return Found(value, found.failing), alpha
             value, step = value * (1 + step), 2 * step
-        return found
+        return found, proposed
 
     def find_epsilon(self, method: Method, noise: float, delta: float) -> tuple[Found, Evidence] | None:
         """The smallest passing epsilon >= 0 and evidence for it; None where no epsilon in double precision passes."""

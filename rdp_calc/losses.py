@@ -77,7 +77,7 @@ class Constants:
     def unsafe(self) -> str | None:
         """What is wrong with constants that are said to be proved, or None."""
         assert self.loss is not None
-        given = {"loss": self.loss, "l2": self.l2 or 0.0, "feature_norm": self.feature_norm or 0.0}
+        given: dict[str, Any] = {"loss": self.loss, "l2": self.l2 or 0.0, "feature_norm": self.feature_norm or 0.0}
         given |= {"intercept": self.intercept, "huber_threshold": self.huber_threshold}
         for name in CONSTANT_NAMES:
 
@@ -206,5 +206,5 @@ def constants_from(values: dict[str, Any], *, strongly_convex: bool = True) -> C
             require(values, name, f" with {flags}")
     if values.get("intercept"):
         raise InvalidInput("--intercept needs --loss: with typed constants count it in them.")
-    given = {name: 0.0 if values.get(name) is None else values[name] for name in CONSTANT_NAMES}
+    given: dict[str, Any] = {name: 0.0 if values.get(name) is None else values[name] for name in CONSTANT_NAMES}
     return Constants(**given, l2=None if strongly_convex else values.get("l2"))

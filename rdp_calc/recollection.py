@@ -49,9 +49,12 @@ def error(run: Run) -> arb:
     """
     import numpy as np
 
+    with np.errstate(all="ignore"):
+        floats = _float_errors(run)
+    if not np.isfinite(floats).all():
+        return arb.pos_inf()
     growth = 1 + 64 * (run.steps + 8) * float(np.finfo(float).eps)
-    floats = _float_errors(run)
-    if run.group_size > 1 or not np.isfinite(floats).all():
+    if run.group_size > 1:
         return ball(math.nextafter(float(np.max(floats)) * growth, math.inf))
     ceiling = float(np.max(floats))
     rivals = np.flatnonzero(floats * growth >= ceiling / growth)

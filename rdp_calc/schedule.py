@@ -102,7 +102,7 @@ def mu_squared(schedule: Schedule, count: int) -> arb:
 def _spent(schedule: Schedule, count: int) -> tuple[Any, Any, Any, Any]:
     """Energy, spending, distances and variances of the first ``count`` steps, in units of the last one."""
     import numpy as np
-    from scipy.optimize import isotonic_regression
+    from scipy.optimize import isotonic_regression  # type: ignore[import-untyped]
 
     real = np.longdouble
     steps = np.asarray(schedule.step_sizes[:count], dtype=real)

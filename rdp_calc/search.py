@@ -102,30 +102,44 @@ def smallest_passing_integer(
 
 
 def minimise(function: Callable[[float], float], low: float, high: float) -> float:
-    """The argument of the smallest value of ``function`` on [low, high]: a grid of 48 points, then golden section.
+    """The argument of the smallest value of ``function`` on [low, high]: a grid, then Brent's method.
 
     For one-dimensional proposals (a Renyi order on a logarithmic axis); the caller proves the value it uses.
     """
-    count = 48
-    grid = [low + (high - low) * i / count for i in range(count + 1)]
-    values = [function(x) for x in grid]
+    count = 40
+    step = (high - low) / count
+    values = [function(low + step * i) for i in range(count + 1)]
     best = min(range(count + 1), key=values.__getitem__)
-    a, b = grid[max(best - 1, 0)], grid[min(best + 1, count)]
-    ratio = (math.sqrt(5) - 1) / 2
-    x1, x2 = b - ratio * (b - a), a + ratio * (b - a)
-    f1, f2 = function(x1), function(x2)
+    a, b = low + step * max(best - 1, 0), low + step * min(best + 1, count)
+    x = w = v = low + step * best
+    fx = fw = fv = values[best]
+    move = before = 0.0
+    golden = (3 - math.sqrt(5)) / 2
     for _ in range(64):
-        if b - a <= 1e-9 * (1 + abs(a)):
+        middle, tolerance = (a + b) / 2, 1e-9 * (1 + abs(x))
+        if abs(x - middle) <= 2 * tolerance - (b - a) / 2:
             break
-        if f1 <= f2:
-            b, x2, f2 = x2, x1, f1
-            x1 = b - ratio * (b - a)
-            f1 = function(x1)
+        parabola = 0.0
+        if abs(before) > tolerance:
+            # Through the three best points; a step is taken only inside the bracket and while steps shrink.
+            r, q = (x - w) * (fx - fv), (x - v) * (fx - fw)
+            p, q = (x - v) * q - (x - w) * r, 2 * (q - r)
+            parabola = p / -q if q and math.isfinite(p / q) else 0.0
+        usable = parabola != 0.0 and abs(parabola) < abs(before / 2) and a < x + parabola < b
+        before = move if usable else (b - x if x < middle else a - x)
+        move = parabola if usable else golden * before
+        u = x + (move if abs(move) >= tolerance else math.copysign(tolerance, move))
+        fu = function(u)
+        if fu <= fx:
+            a, b = (x, b) if u >= x else (a, x)
+            v, fv, w, fw, x, fx = w, fw, x, fx, u, fu
         else:
-            a, x1, f1 = x1, x2, f2
-            x2 = a + ratio * (b - a)
-            f2 = function(x2)
-    return x1 if f1 <= f2 else x2
+            a, b = (u, b) if u < x else (a, u)
+            if fu <= fw or w == x:
+                v, fv, w, fw = w, fw, u, fu
+            elif fu <= fv or v in (x, w):
+                v, fv = u, fu
+    return x
 
 
 def minimise_integer(function: Callable[[int], float], high: int) -> int:

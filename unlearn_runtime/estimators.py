@@ -109,7 +109,7 @@ class LangevinClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         ids = parse_ids(",".join(str(i) for i in wanted), dataset_size=len(self._dataset.y_train))
         if len(ids) > self._method.group_size:
             raise GuardFailed(f"{len(ids)} rows to forget, the plan covers {self._method.group_size}; fit with more.")
-        self._descend(ids, self._method.unlearn_steps)
+        self._descend(ids, self.unlearn_steps)
         self._forget_everything()
         return self
 

@@ -64,7 +64,7 @@ def check_tails(plan: Plan, source: GaussianSource, coordinates: int) -> None:
     """Raise GuardFailed where the tails that the sampler lacks, over all draws of the released chain, may cost more
     than a thousandth of delta: the two laws move by at most that probability each.
     """
-    steps = (plan.executed_learn_steps or 0) + (plan.method.steps or 0)
+    steps = (plan.executed_learn_steps or 0) + unlearn_steps(plan)
     missing = source.missing_mass * coordinates * steps
     log_cost = math.log(missing or 5e-324) + math.log1p(math.exp(min(plan.target.epsilon, 700.0)))
     if log_cost > math.log(plan.target.delta) - math.log(1000):
@@ -87,7 +87,7 @@ def rounding_guard(plan: Plan) -> RoundingGuard:
     )
     with precision(128):
         rate = midpoint(-method.contraction().log()) if method.contraction() > 0 else math.inf
-    learned, unlearned = method.learn_steps, method.unlearn_steps
+    learned, unlearned = method.learn_steps, unlearn_steps(plan)
     decay = 1.0
     if learned > 0:
         decay = math.exp(-rate * unlearned) if unlearned else 1.0
@@ -127,6 +127,12 @@ def regulariser(plan: Plan) -> float:
     l2 = _langevin(plan).constants.l2
     assert l2 is not None
     return l2
+
+
+def unlearn_steps(plan: Plan) -> int:
+    """Unlearning steps of a plan with one request."""
+    steps = plan.method.steps
+    return steps if isinstance(steps, int) else 0
 
 
 def _langevin(plan: Plan) -> Langevin:

@@ -38,7 +38,14 @@ from unlearn_runtime.bindings import (
     load_for_plan,
 )
 from unlearn_runtime.data import Dataset, parse_ids
-from unlearn_runtime.execution import Execution, check_tails, records_for, regulariser, rounding_guard
+from unlearn_runtime.execution import (
+    Execution,
+    check_tails,
+    records_for,
+    regulariser,
+    rounding_guard,
+    unlearn_steps,
+)
 from unlearn_runtime.folders import check_free, new_folder
 from unlearn_runtime.glm import GeneralisedLinearModel
 from unlearn_runtime.learned import LEARNING_SCHEMA, Learned
@@ -117,6 +124,9 @@ def _trusted_plan(document: dict[str, Any]) -> Plan:
     plan = plan_from_json(document)
     if not isinstance(plan.method, Langevin):
         raise NotApplicable(f"method {plan.method.NAME} is not executable yet; langevin is.")
+    method = plan.method
+    if method.convexity != "strongly" or method.radius is not None or method.requests:
+        raise NotApplicable("langevin is executable without --convexity, --radius and --requests only, for now.")
     return plan
 
 
@@ -171,7 +181,7 @@ class _Job:
 
     def unlearn(self, before: torch.Tensor, name: str = "unlearn") -> torch.Tensor:
         weights = before.clone()
-        self._descend(self.records.retained, weights, self.plan.method.steps or 0, name)
+        self._descend(self.records.retained, weights, unlearn_steps(self.plan), name)
         return weights
 
     def _descend(self, model: GeneralisedLinearModel, weights: torch.Tensor, steps: int, name: str) -> None:

@@ -23,7 +23,8 @@ def _body(values: dict[str, Any], *, as_json: bool, quiet: bool) -> None:
     size = values.get("dataset_size")
     target = read_target({**values, "dataset_size": None if size is None else _read("dataset_size", size)})
     adjacency = values["adjacency"] or ADJACENCY_OPTION.default or ""
-    methods, left_out = _methods(values)
+    # One table, one adjacency: the default of the shared option, not of each method.
+    methods, left_out = _methods({**values, "adjacency": adjacency})
     rows = calibrate.compare(methods, target)
     if as_json:
         problem = {**values, "adjacency": adjacency, "delta": target.delta, "epsilon": target.epsilon}
@@ -39,7 +40,8 @@ def _body(values: dict[str, Any], *, as_json: bool, quiet: bool) -> None:
 
 def _methods(values: dict[str, Any]) -> tuple[list[Method], list[tuple[str, RdpCalcError]]]:
     """The methods that the given inputs describe, and why the others are left out."""
-    methods, left_out = [], []
+    methods: list[Method] = []
+    left_out: list[tuple[str, RdpCalcError]] = []
     for name in registry.method_names():
         kind = registry.method(name)
         try:

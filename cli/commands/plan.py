@@ -11,6 +11,7 @@ import typer
 from cli.options import BOUND_OPTION, TARGET_OPTIONS, command, per_method, read_target, split
 from cli.render import print_json, show_plan
 from rdp_calc import calibrate
+from rdp_calc.descent import Descent
 from rdp_calc.documents import digest, pretty, read_document
 from rdp_calc.errors import DataError, InvalidInput
 from rdp_calc.methods import Method
@@ -34,7 +35,7 @@ _LEARNING_OPTIONS = (
 
 
 def _add(app: typer.Typer, method: type[Method]) -> None:
-    learns = any(option.name == "learn_steps" for option in method.OPTIONS)
+    learns = issubclass(method, Descent)
     options = (*TARGET_OPTIONS, *method.OPTIONS, BOUND_OPTION, *_DATA_OPTIONS, *(_LEARNING_OPTIONS if learns else ()))
 
     def body(values: dict[str, Any], *, output: Path, as_json: bool, quiet: bool) -> None:

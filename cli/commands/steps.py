@@ -17,7 +17,7 @@ from rdp_calc.options import require
 def _add(app: typer.Typer, method: type[Method]) -> None:
     solved = ("unlearn_steps", "unlearn_epochs")
     options = tuple(option for option in method.OPTIONS if option.name not in solved)
-    missing = {option.name: 0 for option in method.OPTIONS if option.name in solved}
+    missing = {option.name: method.FEWEST_STEPS for option in method.OPTIONS if option.name in solved}
 
     def body(values: dict[str, Any], *, as_json: bool, quiet: bool) -> None:
         if not method.HAS_STEPS:

@@ -62,6 +62,8 @@ class Contraction(Bound):
 
     def propose_noise(self, method: Method, target: Target) -> float:
         log_target = math.log(target.delta)
+        if self.meets(method, 0.0, target.epsilon, target.delta):
+            return 0.0
         return root(lambda noise: self._log_delta(method, noise, target.epsilon)[0] - log_target, 1.0)
 
     def propose_epsilon(self, method: Method, noise: float, delta: float) -> float:
@@ -78,7 +80,13 @@ class Contraction(Bound):
         choice: tuple[int, ...] | None = None,
     ) -> Evidence:
         if noise == 0:
-            return Evidence(delta=arb(1), choice=(0, -1, -1))
+            # Steps without noise are post-processing of what came before them.
+            before = method.prefix(0.0, 0)
+            mu = arb.pos_inf() if before is None else resolved_energy(before, -1, -1).sqrt()
+            delta = (
+                gaussian.delta_enclosure(epsilon, mu) if mu.is_finite() and mu > 0 else arb(0 if mu.is_zero() else 1)
+            )
+            return Evidence(delta=delta, choice=(0, -1, -1))
         if choice is None:
             choice = self._log_delta(method, noise, epsilon)[1]
         if len(choice) != 3 or not 0 <= choice[0] <= method.common_steps:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from flint import arb
 
-from rdp_calc.bounds.gaussian import one_release
+from rdp_calc.errorbound import Approximation
+from rdp_calc.errors import NotApplicable
 from rdp_calc.evidence import GaussianBound
 from rdp_calc.methods import Method
+from rdp_calc.problem import Target
 
 
 class ErrorBound(GaussianBound):
@@ -28,7 +30,12 @@ class ErrorBound(GaussianBound):
     reference = "docs/theory/error-bound.md; methods: arXiv:1911.03030, arXiv:2207.04806, arXiv:2404.01712"
 
     def unit_mu(self, method: Method, choice: tuple[int, ...] | None) -> arb:
-        return one_release(method)
+        if not isinstance(method, Approximation):
+            raise NotApplicable(f"bound error-bound needs a proved error, which {method.NAME} has not.")
+        return method.error()
+
+    def floor(self, method: Method, target: Target) -> str:
+        return "the proved error has no limit; take fewer training steps, a smaller step size or a convex objective"
 
 
 BOUND = ErrorBound()

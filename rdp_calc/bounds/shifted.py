@@ -102,7 +102,8 @@ class Shifted(GaussianBound):
             return None
         with precision(PROPOSAL_BITS):
             limit = ball(noise) * gaussian.mu_enclosure(target.epsilon, target.delta).lower()
-            state, counts, failing = sequence.start(), [], None
+            counts: list[int] = []
+            state, failing = sequence.start(), None
             for group in groups:
 
                 def passes(turns: int, group: int = group, state: SequenceState = state) -> bool:
@@ -192,7 +193,11 @@ def best_choice(process: NoisyProcess) -> tuple[int, int]:
             switched = minimise_integer(partial(value, kept), reach)
             candidates.append((kept, switched))
             if process.restarts:
-                kept = minimise_integer(lambda k, s=switched: value(k, min(s, k)), longest)
+
+                def with_switch(k: int, fixed: int = switched) -> float:
+                    return value(k, min(fixed, k))
+
+                kept = minimise_integer(with_switch, longest)
                 candidates.append((kept, minimise_integer(partial(value, kept), kept)))
         for candidate in candidates:
             if value(*candidate) < best:

@@ -33,6 +33,8 @@ class Method(ABC):
     #: Whether a model that was trained without preparation can be unlearned.
     NEEDS_PREPARATION: ClassVar[bool]
     EXAMPLE: ClassVar[str]
+    #: The smallest number of unlearning steps the method can have.
+    FEWEST_STEPS: ClassVar[int] = 0
 
     @classmethod
     @abstractmethod

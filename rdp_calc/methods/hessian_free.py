@@ -9,7 +9,7 @@ the reference; gradients must never be clipped. (Qiao et al. 2024, arXiv:2404.01
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from flint import arb, ctx
@@ -43,11 +43,11 @@ class HessianFree(Approximation):
     SUMMARY = "Precomputed per-record corrections added at deletion, then noise; zero-out."
     EXAMPLE = (
         "hessian-free --epsilon 1 --delta 1/n --dataset-size 1000 --batch-size 100 --loss logistic --l2 0.1"
-        " --step-size 0.5 --epochs 20 --adjacency zero-out"
+        " --step-size 0.5 --epochs 20"
     )
     OPTIONS = (
         *SIZE_OPTIONS,
-        ADJACENCY_OPTION,
+        replace(ADJACENCY_OPTION, default="zero-out"),
         *OPTIONS,
         Option(name="batch_size", kind="int", help="Records b in a batch."),
         STEP_SIZE_OPTION,

@@ -7,12 +7,14 @@ Suriyakumar-Wilson 2022, arXiv:2207.04806; accounting: ``docs/theory/error-bound
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import ClassVar
 
 from flint import arb
 
 from rdp_calc.errors import NotApplicable
 from rdp_calc.methods.newton import Newton
+from rdp_calc.options import Option
 from rdp_calc.reals import ball
 
 
@@ -22,9 +24,10 @@ class Jackknife(Newton):
 
     NAME = "jackknife"
     SUMMARY = "Newton step with the Hessian of the full data, precomputed; zero-out, strongly convex."
-    EXAMPLE = (
-        "jackknife --epsilon 1 --delta 1/n --dataset-size 11982 --loss logistic --l2 0.011982 --tolerance 1e-8"
-        " --adjacency zero-out"
+    EXAMPLE = "jackknife --epsilon 1 --delta 1/n --dataset-size 11982 --loss logistic --l2 0.011982 --tolerance 1e-8"
+
+    OPTIONS: ClassVar[tuple[Option, ...]] = tuple(
+        replace(o, default="zero-out") if o.name == "adjacency" else o for o in Newton.OPTIONS
     )
 
     def __post_init__(self) -> None:

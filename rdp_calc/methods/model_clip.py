@@ -88,13 +88,13 @@ class ModelClip(Method):
     @classmethod
     def from_options(cls, **values: Any) -> ModelClip:
         check_known(values, cls.OPTIONS, cls.NAME)
+        clip, steps = require(values, "model_clip"), require(values, "unlearn_steps")
         numbers = {
             name: read_float("--" + name.replace("_", "-"), values[name])
             if isinstance(values.get(name), str)
             else values.get(name)
             for name in ("init_clip", "grad_clip", "step_size")
         }
-        clip, steps = require(values, "model_clip"), require(values, "unlearn_steps")
         return cls(
             model_clip=clip,
             unlearn_steps=read_integer("--unlearn-steps", steps) if isinstance(steps, str) else steps,

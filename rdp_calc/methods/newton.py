@@ -9,7 +9,7 @@ accounting: ``docs/theory/error-bound.md``.)
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from flint import arb
 
@@ -39,7 +39,7 @@ class Newton(Approximation):
     NAME = "newton"
     SUMMARY = "One Newton step on the retained data, then noise; strongly convex."
     EXAMPLE = "newton --epsilon 1 --delta 1/n --dataset-size 11982 --loss logistic --l2 0.011982 --tolerance 1e-8"
-    OPTIONS = (*SIZE_OPTIONS, ADJACENCY_OPTION, *OPTIONS, *TOLERANCE_OPTIONS)
+    OPTIONS: ClassVar[tuple[Option, ...]] = (*SIZE_OPTIONS, ADJACENCY_OPTION, *OPTIONS, *TOLERANCE_OPTIONS)
 
     def __post_init__(self) -> None:
         check_sizes(dataset_size=self.dataset_size, group_size=self.group_size, adjacency=self.adjacency)

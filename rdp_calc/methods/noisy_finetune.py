@@ -63,6 +63,7 @@ class NoisyFinetune(Method):
     NOISE = "noise_std"
     BOUNDS = ("shifted",)
     HAS_STEPS = True
+    FEWEST_STEPS = 1
     NEEDS_PREPARATION = False
     EXAMPLE = "noisy-finetune --epsilon 1 --delta 1e-5 --init-clip 1 --grad-clip 1 --step-size 0.01"
     OPTIONS = (
@@ -152,9 +153,9 @@ class NoisyFinetune(Method):
             "group_size": 1 if values.get("group_size") is None else values["group_size"],
         }
         steps = _number(values, "unlearn_steps")
-        if steps is not None and not (0 <= steps < math.inf and steps == int(steps)):
+        if steps is not None and not (1 <= steps < math.inf and steps == int(steps)):
             raise InvalidInput(f"unlearn_steps must be an integer >= 1, got {steps!r}.")
-        return cls(**fields, unlearn_steps=default_steps(fields) if steps is None else max(int(steps), 1))
+        return cls(**fields, unlearn_steps=default_steps(fields) if steps is None else int(steps))
 
     def schedule(self) -> Schedule | None:
         if self.noise_schedule == self.step_schedule == "constant":
@@ -210,7 +211,7 @@ class NoisyFinetune(Method):
     def with_unlearn_steps(self, steps: int) -> NoisyFinetune:
         if isinstance(self.noise_schedule, tuple) or isinstance(self.step_schedule, tuple):
             raise InvalidInput("the steps of a schedule from a file are those of the file.")
-        return replace(self, unlearn_steps=max(steps, 1), accounted_steps=None)
+        return replace(self, unlearn_steps=steps, accounted_steps=None)
 
     @property
     def adjacency_shown(self) -> str:

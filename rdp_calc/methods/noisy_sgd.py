@@ -106,7 +106,7 @@ class NoisySgd(Descent):
         """
         size, most = self.mean_size, min(remaining, self.batches)
         left = remaining + (removed if self.drops and remaining else 0)
-        shares = []
+        shares: list[int] = []
         while left > 0 and len(shares) < most:
             shares.append(min(left, size))
             left -= shares[-1]
