@@ -1,11 +1,16 @@
-"""DP-SGD by privacy-loss distributions: the exact profile of a group, discretised upwards (``docs/theory/pld.md``)."""
+"""DP-SGD by privacy-loss distributions: the exact profile of a group, discretised upwards (``docs/theory/pld.md``).
+
+dp-accounting's distributions decide; rdp_calc.privacy_loss proposes, is the second evaluation, and decides alone where
+dp-accounting resolves no answer.
+"""
 
 from __future__ import annotations
 
 import math
 from abc import abstractmethod
 from collections.abc import Callable
-from functools import partial
+from functools import lru_cache, partial
+from typing import Any
 
 from flint import arb
 
@@ -17,13 +22,30 @@ from rdp_calc.problem import Target
 from rdp_calc.profiles import gaussian
 from rdp_calc.search import LARGEST, Found, root
 
-#: Relative distance of a returned value to its failing neighbour.
+#: Relative distance of a returned value to its failing neighbour: where privacy_loss decides alone, else of a noise and
+#: of an epsilon. The last two leave room for other evaluations of the same quantity; the noise leaves more, so that the
+#: epsilon of a calibrated noise is not above the target.
 NEIGHBOUR = 1e-9
+NOISE_NEIGHBOUR = 1e-6
+EPSILON_NEIGHBOUR = 1e-7
+_PROPOSAL_NEIGHBOUR = 1e-7
 _COARSE_NEIGHBOUR = 1e-4
 _FIRST_NEIGHBOUR = 0.1
 #: Room for the rounding of exp and ln between a logarithm that passes and the delta that is shown.
 _ROOM = 1e-12
 _MOST_REFUSALS = 8
+#: dp-accounting takes part where its grid exponent, and so the cancelling of its differences, allows it.
+_LEAST_EXPONENT = -10
+#: Where the natural grid is at most so many powers of two finer than 1e-4, the customary 1e-4 is kept.
+_LEAST_CUSTOMARY = -4
+_LEAST_DELTA = 1e-12
+#: Limits of one evaluation by dp-accounting: points of one step, losses of a mixture (each is halved down to 1e-6 in
+#: turn; 2^19 take ten seconds), points times members, points of the sum.
+_MOST_CELLS = 2**20
+_MOST_LOSSES = 2**19
+_MOST_MIXTURE_CELLS = 2**25
+_MOST_POINTS = 2**22
+_LOG_STEP_TAIL = -50.0
 
 
 class LossDistributionBound(Bound):
@@ -43,7 +65,28 @@ class LossDistributionBound(Bound):
         """The epsilon at which that distribution is read, and ln of the factor from its delta to the bound's."""
 
     def log_delta(self, method: DpSgd, noise: float, epsilon: float, exponent: int) -> float:
-        """ln of the bound's delta at ``epsilon``, on the grid ``exponent``."""
+        """ln of the bound's delta at ``epsilon`` by rdp_calc.privacy_loss, on the grid ``exponent``."""
+        log_delta, _, log_factor = self._own(method, noise, epsilon, exponent)
+        return min(log_delta + log_factor, 0.0)
+
+    def decided_log_delta(self, method: DpSgd, noise: float, epsilon: float, exponent: int) -> float:
+        """The larger of the two evaluations: ``log_delta`` and, where it resolves an answer, dp-accounting's."""
+
+        def compute() -> float:
+            own, read_at, log_factor = self._own(method, noise, epsilon, exponent)
+            steps = method.training_steps
+            if own >= math.log(resolved_delta(steps)):
+                theirs = accounted_delta(
+                    noise, self.accounted_group(method), method.sampling_rate, steps, read_at, exponent
+                )
+                if theirs is not None and theirs > 0:
+                    own = max(own, math.log(theirs))
+            return min(own + log_factor, 0.0)
+
+        value: float = method.remember((self.name, "decided", noise, epsilon, exponent), compute)
+        return value
+
+    def _own(self, method: DpSgd, noise: float, epsilon: float, exponent: int) -> tuple[float, float, float]:
         from rdp_calc import privacy_loss
 
         read_at, log_factor = self.at(method, epsilon)
@@ -52,7 +95,7 @@ class LossDistributionBound(Bound):
         value = privacy_loss.log_delta(
             noise, self.accounted_group(method), method.sampling_rate, method.training_steps, read_at, exponent
         )
-        return min(value + log_factor, 0.0)
+        return value, read_at, log_factor
 
     def evidence(
         self,
@@ -69,7 +112,13 @@ class LossDistributionBound(Bound):
             return Evidence(delta=arb(1))
         if choice is not None and len(choice) != 1:
             raise InvalidInput(f"bound {self.name} has one grid exponent, got {list(choice)}.")
-        exponent = self._exponent(method, noise) if choice is None else choice[0]
+        if choice is not None:
+            exponent = choice[0]
+        else:
+            exponent = self._exponent(method, noise, -math.inf)
+            if _LEAST_CUSTOMARY <= exponent < 0:
+                log_delta, _, _ = self._own(method, noise, epsilon, exponent)
+                exponent = self._exponent(method, noise, log_delta)
         return self._evidence(method, noise, epsilon, exponent)
 
     def _evidence(self, method: DpSgd, noise: float, epsilon: float, exponent: int) -> Evidence:
@@ -84,7 +133,7 @@ class LossDistributionBound(Bound):
                     f"two discretisations of the privacy loss disagree: ln delta = {fine!r} and {coarse!r}; use"
                     " --bound rdp."
                 )
-            return fine
+            return max(fine, self.decided_log_delta(method, noise, epsilon, exponent))
 
         fine = method.remember((self.name, noise, epsilon, exponent), compute)
         return Evidence(delta=arb(min(math.exp(min(fine + _ROOM, 0.0)) + 5e-324, 1.0)), choice=(exponent,))
@@ -117,16 +166,17 @@ class LossDistributionBound(Bound):
 
     def find_noise(self, method: Method, target: Target) -> tuple[Found, Evidence] | None:
         method = dp_sgd(method)
-        log_target = math.log(target.delta) - 3 * _ROOM
-
-        def excess(noise: float, exponent: int) -> float:
-            return self.log_delta(method, noise, target.epsilon, exponent) - log_target
-
-        found, exponent = self._coarse_to_fine(
-            excess, self.propose_noise(method, target), lambda noise: self._exponent(method, noise)
+        solved = self._solve(
+            method,
+            self.propose_noise(method, target),
+            math.log(target.delta) - 3 * _ROOM,
+            self.at(method, target.epsilon)[1],
+            lambda noise: (noise, target.epsilon),
+            NOISE_NEIGHBOUR,
         )
-        if found is None:
+        if solved is None:
             return None
+        found, exponent = solved
         return found, self._evidence(method, found.value, target.epsilon, exponent)
 
     def find_epsilon(self, method: Method, noise: float, delta: float) -> tuple[Found, Evidence] | None:
@@ -140,31 +190,67 @@ class LossDistributionBound(Bound):
                 " --bound rdp."
             )
         log_target = math.log(delta) - 3 * _ROOM
-        exponent = self._exponent(method, noise)
-        if self.log_delta(method, noise, 0.0, exponent) <= log_target:
-            return Found(0.0, None), self._evidence(method, noise, 0.0, exponent)
-
-        def excess(epsilon: float, on_grid: int) -> float:
-            return self.log_delta(method, noise, epsilon, on_grid) - log_target
-
         start = min(max(self.propose_epsilon(method, noise, delta), 1e-12), LARGEST)
-        found, exponent = self._coarse_to_fine(excess, start, lambda _epsilon: exponent)
-        if found is None:
+        log_factor = self.at(method, start)[1]
+        exponent = self._exponent(method, noise, log_target - log_factor)
+        if self.decided_log_delta(method, noise, 0.0, exponent) <= log_target:
+            return Found(0.0, None), self._evidence(method, noise, 0.0, exponent)
+        solved = self._solve(method, start, log_target, log_factor, lambda epsilon: (noise, epsilon), EPSILON_NEIGHBOUR)
+        if solved is None:
             return None
+        found, exponent = solved
         return found, self._evidence(method, noise, found.value, exponent)
 
-    def _exponent(self, method: DpSgd, noise: float) -> int:
+    def _exponent(self, method: DpSgd, noise: float, log_delta: float) -> int:
+        """The grid for a distribution whose ln delta is near ``log_delta``."""
         from rdp_calc import privacy_loss
 
-        return privacy_loss.natural_exponent(
-            noise, self.accounted_group(method), method.sampling_rate, method.training_steps
+        natural: int = method.remember(
+            (self.name, "exponent", noise),
+            lambda: privacy_loss.natural_exponent(
+                noise, self.accounted_group(method), method.sampling_rate, method.training_steps
+            ),
         )
+        customary = _LEAST_CUSTOMARY <= natural < 0 and log_delta >= math.log(resolved_delta(method.training_steps))
+        return 0 if customary else natural
+
+    def _solve(
+        self,
+        method: DpSgd,
+        start: float,
+        log_target: float,
+        log_factor: float,
+        place: Callable[[float], tuple[float, float]],
+        width: float,
+    ) -> tuple[Found, int] | None:
+        """The smallest passing value and the exponent; ``place`` turns a value into noise and epsilon."""
+
+        def exponent_at(value: float) -> int:
+            return self._exponent(method, place(value)[0], log_target - log_factor)
+
+        def excess(value: float, exponent: int) -> float:
+            return self.log_delta(method, *place(value), exponent) - log_target
+
+        decided = log_target - log_factor >= math.log(resolved_delta(method.training_steps))
+        solved = self._coarse_to_fine(excess, start, exponent_at, _PROPOSAL_NEIGHBOUR if decided else NEIGHBOUR)
+        if solved is None:
+            return None
+        found, slope, exponent = solved
+        if not decided:
+            return found, exponent
+        settled = settle(
+            lambda value: self.decided_log_delta(method, *place(value), exponent) - log_target,
+            found.value,
+            slope,
+            width,
+        )
+        return None if settled is None else (settled, exponent)
 
     @staticmethod
     def _coarse_to_fine(
-        excess: Callable[[float, int], float], start: float, exponent_at: Callable[[float], int]
-    ) -> tuple[Found | None, int]:
-        """The smallest passing value by the fine grid, searched on the coarse one first; and the exponent."""
+        excess: Callable[[float, int], float], start: float, exponent_at: Callable[[float], int], tolerance: float
+    ) -> tuple[Found, float, int] | None:
+        """The smallest passing value by the fine grid, searched on the coarse one first; slope there, and exponent."""
         from rdp_calc import privacy_loss
 
         # Far from the answer another grid may be needed; near it one grid keeps the function monotone.
@@ -172,7 +258,7 @@ class LossDistributionBound(Bound):
             lambda value: excess(value, exponent_at(value) + privacy_loss.COARSE), start, _FIRST_NEIGHBOUR, -10.0
         )
         if solved is None:
-            return None, 0
+            return None
         found, slope = solved
         start = found.value
         exponent = exponent_at(start)
@@ -180,13 +266,16 @@ class LossDistributionBound(Bound):
             coarse = exponent + privacy_loss.COARSE
             solved = straddle(partial(_swapped, excess, coarse), start, _COARSE_NEIGHBOUR, slope)
             if solved is None:
-                return None, exponent
+                return None
             found, slope = solved
             start, before, exponent = found.value, exponent, exponent_at(found.value)
             if exponent == before:
                 break
-        solved = straddle(partial(_swapped, excess, exponent), start, NEIGHBOUR, slope)
-        return (None if solved is None else solved[0]), exponent
+        else:
+            # Each of two grids asks for the other: the wider one gives more, so its answer passes on both.
+            exponent = max(exponent, before)
+        solved = straddle(partial(_swapped, excess, exponent), start, tolerance, slope)
+        return None if solved is None else (*solved, exponent)
 
 
 class PrivacyLoss(LossDistributionBound):
@@ -198,7 +287,10 @@ class PrivacyLoss(LossDistributionBound):
 
     Assumes: Poisson sampling with q = b/n; each record's gradient clipped; fresh Gaussian noise of z times the clip
     norm on every sum; sampling rate, steps and divisor fixed without looking at the records. What is cut off the tails
-    counts as delta. Floating point, not ball arithmetic: every answer is computed on two grids that have to agree.
+    counts as delta. Floating point, not ball arithmetic: delta is the larger of two evaluations on that grid, by the
+    public dp-accounting package and by rdp-calc's own transform, which is repeated on a grid 8 times wider and has to
+    agree. A returned value passes in both. Where dp-accounting resolves no answer (delta below 1e-12 or below 2^-52 a
+    step, losses far below 1e-4, too many losses or members) rdp-calc's own decides alone.
     """
 
     name = "pld"
@@ -215,6 +307,104 @@ class PrivacyLoss(LossDistributionBound):
 
 def _swapped(excess: Callable[[float, int], float], exponent: int, value: float) -> float:
     return excess(value, exponent)
+
+
+def resolved_delta(steps: int) -> float:
+    """The smallest delta that dp-accounting's untilted transform of ``steps`` steps tells from its own rounding."""
+    return max(_LEAST_DELTA, steps * 2.0**-52)
+
+
+def accounted_delta(
+    noise: float, group_size: int, rate: float, steps: int, epsilon: float, exponent: int
+) -> float | None:
+    """delta at ``epsilon`` by dp-accounting, both directions; None where it resolves no answer.
+
+    Counts that a batch exceeds with probability at most T are left out of the mixture w, which becomes w' with
+    w >= (1 - T) w'. Removing the group then loses at most steps x T of delta; adding it, where the mixture comes
+    second, is read at epsilon + steps ln(1 - T). Counts below the smallest kept are raised to it.
+    """
+    import warnings
+
+    import numpy as np
+
+    with warnings.catch_warnings(), np.errstate(all="ignore"):
+        warnings.simplefilter("ignore")
+        law = composed(noise, group_size, rate, steps, exponent)
+        if law is None:
+            return None
+        cut = steps * _member_tail(steps) if group_size > 1 and rate < 1 else 0.0
+        read_at = math.nextafter(epsilon - 2 * cut, -math.inf) if cut else epsilon
+        value = float(law.get_delta_for_epsilon(read_at)) + cut
+    return min(value, 1.0) if math.isfinite(value) else None
+
+
+def _member_tail(steps: int) -> float:
+    """T, so small that steps x T is below 1e-6 of every delta that is resolved."""
+    return 1e-6 * resolved_delta(steps) / steps
+
+
+@lru_cache(maxsize=2)
+def composed(noise: float, group_size: int, rate: float, steps: int, exponent: int) -> Any:
+    """dp-accounting's pessimistic distribution of the whole training, or None where it has none to offer."""
+    from dp_accounting.pld import privacy_loss_distribution  # type: ignore[import-untyped]
+
+    from rdp_calc import privacy_loss
+
+    spacing = math.ldexp(privacy_loss.SPACING, exponent)
+    try:
+        if exponent < _LEAST_EXPONENT or not _within_reach(noise, group_size, rate, steps, exponent):
+            return None
+        if group_size == 1:
+            step = privacy_loss_distribution.from_gaussian_mechanism(
+                noise, sampling_prob=rate, value_discretization_interval=spacing
+            )
+        else:
+            # Two cuts of a third of T, so that rounding and the members never listed have the rest.
+            counts, masses = privacy_loss.members(group_size, rate, math.log(_member_tail(steps) / 3))
+            step = privacy_loss_distribution.from_mixture_gaussian_mechanism(
+                noise, counts, masses / masses.sum(), value_discretization_interval=spacing
+            )
+        return step.self_compose(steps)
+    except (ArithmeticError, ValueError, MemoryError, NotApplicable):
+        return None
+
+
+def _within_reach(noise: float, group_size: int, rate: float, steps: int, exponent: int) -> bool:
+    """Whether the arrays that dp-accounting would form are of a size to work with, judged by our own step."""
+    from dp_accounting.pld import common
+
+    from rdp_calc import privacy_loss
+
+    for law in privacy_loss.one_step(noise, group_size, rate, exponent, _LOG_STEP_TAIL):
+        size = law.masses.size
+        if size > _MOST_CELLS:
+            return False
+        if group_size > 1:
+            counts, _ = privacy_loss.members(group_size, rate, math.log(_member_tail(steps) / 3))
+            halvings = math.log2(max((20 * noise + float(counts[-1])) / size / 1e-6, 2.0))
+            if size * halvings > _MOST_LOSSES or size * counts.size > _MOST_MIXTURE_CELLS:
+                return False
+        # A few of its own Chernoff orders: the window of all of them is not larger.
+        orders = [sign * order / size for order in (1, 4, 16) for sign in (1, -1)]
+        low, high = common.compute_self_convolve_bounds(law.masses, steps, 1e-15, orders)
+        if high - low > _MOST_POINTS:
+            return False
+    return True
+
+
+def settle(excess: Callable[[float], float], start: float, slope: float, width: float) -> Found | None:
+    """A passing value and a failing one at most ``width`` (relative) below it, by few evaluations.
+
+    ``start`` and ``slope`` are those of a function close to ``excess``. The two are put on either side of the crossing
+    with room, so that another evaluation of the same quantity, whose last digits differ, tells them apart too.
+    """
+    crossing = math.log(start) - excess(start) / slope
+    if abs(crossing) < 700:
+        passing, failing = (math.exp(crossing + side * 0.4 * width) for side in (1, -1))
+        if excess(passing) <= 0 < excess(failing):
+            return Found(passing, failing)
+    solved = straddle(excess, start, 0.99 * width, slope)
+    return None if solved is None else solved[0]
 
 
 def straddle(
