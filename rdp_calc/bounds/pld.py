@@ -72,19 +72,17 @@ class LossDistributionBound(Bound):
     def decided_log_delta(self, method: DpSgd, noise: float, epsilon: float, exponent: int) -> float:
         """The larger of the two evaluations: ``log_delta`` and, where it resolves an answer, dp-accounting's."""
 
-        def compute() -> float:
-            own, read_at, log_factor = self._own(method, noise, epsilon, exponent)
-            steps = method.training_steps
-            if own >= math.log(resolved_delta(steps)):
-                theirs = accounted_delta(
-                    noise, self.accounted_group(method), method.sampling_rate, steps, read_at, exponent
-                )
-                if theirs is not None and theirs > 0:
-                    own = max(own, math.log(theirs))
-            return min(own + log_factor, 0.0)
-
-        value: float = method.remember((self.name, "decided", noise, epsilon, exponent), compute)
-        return value
+        own, read_at, log_factor = self._own(method, noise, epsilon, exponent)
+        group, rate, steps = self.accounted_group(method), method.sampling_rate, method.training_steps
+        if own >= math.log(resolved_delta(steps)):
+            # Shared by the bounds that read the same distribution.
+            theirs: float | None = method.remember(
+                ("dp-accounting", group, noise, read_at, exponent),
+                lambda: accounted_delta(noise, group, rate, steps, read_at, exponent),
+            )
+            if theirs is not None and theirs > 0:
+                own = max(own, math.log(theirs))
+        return min(own + log_factor, 0.0)
 
     def _own(self, method: DpSgd, noise: float, epsilon: float, exponent: int) -> tuple[float, float, float]:
         from rdp_calc import privacy_loss
@@ -92,8 +90,12 @@ class LossDistributionBound(Bound):
         read_at, log_factor = self.at(method, epsilon)
         if not read_at < math.inf:
             raise InvalidInput(f"epsilon = {epsilon!r} is out of range.")
-        value = privacy_loss.log_delta(
-            noise, self.accounted_group(method), method.sampling_rate, method.training_steps, read_at, exponent
+        group = self.accounted_group(method)
+        value: float = method.remember(
+            ("privacy loss", group, noise, read_at, exponent),
+            lambda: privacy_loss.log_delta(
+                noise, group, method.sampling_rate, method.training_steps, read_at, exponent
+            ),
         )
         return value, read_at, log_factor
 
@@ -205,11 +207,10 @@ class LossDistributionBound(Bound):
         """The grid for a distribution whose ln delta is near ``log_delta``."""
         from rdp_calc import privacy_loss
 
+        group = self.accounted_group(method)
         natural: int = method.remember(
-            (self.name, "exponent", noise),
-            lambda: privacy_loss.natural_exponent(
-                noise, self.accounted_group(method), method.sampling_rate, method.training_steps
-            ),
+            ("exponent", group, noise),
+            lambda: privacy_loss.natural_exponent(noise, group, method.sampling_rate, method.training_steps),
         )
         customary = _LEAST_CUSTOMARY <= natural < 0 and log_delta >= math.log(resolved_delta(method.training_steps))
         return 0 if customary else natural
