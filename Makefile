@@ -8,7 +8,7 @@ CONSTRAINTS ?= constraints.txt
 
 PIP = $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check $(if $(CONSTRAINTS),-c $(CONSTRAINTS))
 
-.PHONY: demo test slow check lint types bench clean
+.PHONY: demo test slow check lint types bench comparison clean
 
 demo: $(VENV)/.runtime
 	$(VENV)/bin/rdp-calc demo
@@ -31,7 +31,13 @@ check: lint types test
 bench: $(VENV)/.dev
 	$(VENV)/bin/python benchmarks/startup.py
 	$(VENV)/bin/python benchmarks/calibration.py
+	$(VENV)/bin/python benchmarks/accounting.py
+	$(VENV)/bin/python benchmarks/dp_sgd.py
 	$(VENV)/bin/python benchmarks/langevin_runtime.py
+
+# the table of docs/comparison.md
+comparison: $(VENV)/.dev
+	$(VENV)/bin/python benchmarks/comparison.py > docs/comparison.md
 
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

@@ -17,8 +17,10 @@ from rdp_calc.methods import MAX_STEPS, Method
 from rdp_calc.options import Option, check_known, read_float, read_integer, require
 from rdp_calc.problem import ADJACENCY_OPTION, SIZE_OPTIONS, Assumption, check_sizes, gradient_gap
 from rdp_calc.process import Cycle, NoisyProcess, Phase
-from rdp_calc.reals import Real, at_most, ball
+from rdp_calc.reals import Real, at_most, ball, precision, round_up
 from rdp_calc.sequence import Sequence
+
+_DETAIL_BITS = 128
 
 CONVEXITIES = ("strongly", "convex", "none")
 
@@ -310,6 +312,16 @@ class Descent(Method):
             present -= group if self.drops else 0
             total += turns * present
         return total
+
+    def details(self, noise: float) -> dict[str, Any]:
+        """mu of the release after each request, by shifted composition."""
+        if not self.requests or noise == 0:
+            return {}
+        from rdp_calc.bounds.shifted import release_mus
+
+        with precision(_DETAIL_BITS):
+            units: list[arb] = self.remember("release mus", lambda: release_mus(self))
+            return {"release_mus": [round_up(mu / ball(noise)) for mu in units]}
 
     def assumptions(self) -> list[Assumption]:
         listed = self.constants.assumptions()

@@ -253,17 +253,19 @@ def guarantee(plan: Plan) -> str:
     records = "one record" if group == 1 else f"any {group} records"
     if plan.method.adjacency_shown == "any":
         records = "any records"
-    reference = (
-        "the same pipeline run from the start without them"
-        if plan.method.NEEDS_PREPARATION
-        else "the same procedure started from any model that never saw them"
+    claim = (
+        f"the distribution of the one released model and that of the reference ({plan.method.reference}) are"
+        f" ({plan.target.epsilon!r}, {plan.target.delta!r})-indistinguishable in both directions, for {records}"
+        f" ({plan.method.adjacency_shown} adjacency), against anyone who sees the released model and knows all data."
     )
+    if plan.method.REMOVES_NOTHING:
+        return "Without any step at a deletion, " + claim
     extra = "".join(f" Conditional on {text}." for text in plan.bound.conditions(plan.method))
+    if len(plan.method.releases()) > 1:
+        extra += " It holds for the release after each request, for the records removed by then."
     if any(assumption.status == "estimated" for assumption in plan.method.assumptions()):
         extra += " Conditional on the constants marked estimated, which nothing proves."
     return (
-        f"After unlearning, the distribution of the one released model and that of the reference ({reference}) are"
-        f" ({plan.target.epsilon!r}, {plan.target.delta!r})-indistinguishable in both directions, for {records}"
-        f" ({plan.method.adjacency_shown} adjacency), against anyone who sees the released model and knows all data."
+        f"After unlearning, {claim}"
         " Requests must be chosen without looking at released models, and no earlier iterate may be released." + extra
     )

@@ -33,6 +33,8 @@ class Method(ABC):
     #: Whether a model that was trained without preparation can be unlearned.
     NEEDS_PREPARATION: ClassVar[bool]
     EXAMPLE: ClassVar[str]
+    #: Whether training alone carries the guarantee, so that a deletion executes nothing.
+    REMOVES_NOTHING: ClassVar[bool] = False
     #: The smallest number of unlearning steps the method can have.
     FEWEST_STEPS: ClassVar[int] = 0
 
@@ -130,6 +132,13 @@ class Method(ABC):
     @abstractmethod
     def cost(self) -> int | None:
         """Per-record gradient evaluations of one deletion (an upper bound where it depends on the run)."""
+
+    @property
+    def reference(self) -> str:
+        """What the unlearned model is compared with, in words. Plans quote it: the wording belongs to their schema."""
+        if self.NEEDS_PREPARATION:
+            return "the same pipeline run from the start without them"
+        return "the same procedure started from any model that never saw them"
 
     @abstractmethod
     def assumptions(self) -> list[Assumption]:

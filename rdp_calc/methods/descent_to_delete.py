@@ -116,15 +116,12 @@ class DescentToDelete(Descent):
 
     def details(self, noise: float) -> dict[str, Any]:
         """The joint guarantee against someone who sees every release, each with fresh noise from the secret state."""
-        if not self.requests or noise == 0:
-            return {}
-        from rdp_calc.bounds.shifted import release_mus
-
-        with precision(_DETAIL_BITS):
-            units: list[arb] = self.remember("release mus", lambda: release_mus(self))
-        mus = [mu / ball(noise) for mu in units]
-        joint = sum((mu**2 for mu in mus), arb(0)).sqrt()
-        return {"release_mus": [round_up(mu) for mu in mus], "joint_mu": round_up(joint)}
+        found = super().details(noise)
+        if found:
+            with precision(_DETAIL_BITS):
+                joint = sum((ball(mu) ** 2 for mu in found["release_mus"]), arb(0)).sqrt()
+                found["joint_mu"] = round_up(joint)
+        return found
 
     def problem(self) -> dict[str, Any]:
         return {**super().problem(), "rewind": self.rewind, "dimension": self.dimension}

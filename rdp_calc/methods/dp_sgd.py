@@ -45,6 +45,7 @@ class DpSgd(Method):
     NOISE = "noise_multiplier"
     BOUNDS = ("pld", "rdp", "group-generic")
     HAS_STEPS = False
+    REMOVES_NOTHING = True
     NEEDS_PREPARATION = True
     EXAMPLE = "dp-sgd --epsilon 3 --delta 1e-5 --dataset-size 60000 --batch-size 256 --epochs 60"
     OPTIONS = (

@@ -83,6 +83,13 @@ class GradientNorm(Method):
         return "any"
 
     @property
+    def reference(self) -> str:
+        return (
+            "any model trained without them to a gradient norm of at most"
+            f" {self.tolerance!r}, published with the same noise"
+        )
+
+    @property
     def steps(self) -> None:
         return None
 

@@ -125,6 +125,10 @@ class HessianFree(Approximation):
         # Adding stored vectors evaluates no gradient.
         return 0
 
+    @property
+    def reference(self) -> str:
+        return "the same training run with their gradients replaced by zero, published with the same noise"
+
     def assumptions(self) -> list[Assumption]:
         return [
             *super().assumptions(),

@@ -88,6 +88,13 @@ class Newton(Approximation):
         # One pass for the gradient and one for the Hessian.
         return 2 * (self.dataset_size - (self.group_size if self.adjacency == "remove" else 0))
 
+    @property
+    def reference(self) -> str:
+        return (
+            "a model trained without them to a gradient norm of at most"
+            f" {self.reference_tolerance!r}, published with the same noise"
+        )
+
     def assumptions(self) -> list[Assumption]:
         reached = "checked in float64 with its rounding bound added, before publishing"
         return [
