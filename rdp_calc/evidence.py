@@ -176,7 +176,12 @@ class Bound(ABC):
             with precision(PROPOSAL_BITS):
                 alpha = self._near_epsilon(method, value, target.delta)[1].alpha
             if self.meets(method, value, target.epsilon, target.delta, alpha=alpha):
-                return Found(value, found.failing), alpha
+                # The neighbour must fail at this order too.
+                tight = smallest_passing(
+                    lambda x, order=alpha: self.meets(method, x, target.epsilon, target.delta, alpha=order),  # type: ignore[misc]
+                    value,
+                )
+                return Found(value, found.failing if tight is None else tight.failing), alpha
             value, step = value * (1 + step), 2 * step
         return found, proposed
 

@@ -9,13 +9,13 @@ from flint import arb
 from rdp_calc.bounds.shifted import best_choice, resolved_energy
 from rdp_calc.errors import InvalidInput, NotApplicable
 from rdp_calc.evidence import Bound, Evidence
-from rdp_calc.methods import Method
+from rdp_calc.methods import MAX_STEPS, Method
 from rdp_calc.problem import Target
 from rdp_calc.process import NoisyProcess
 from rdp_calc.profiles import gaussian
 from rdp_calc.profiles.hockey_stick import contract, log_contract, log_expm1, log_step
 from rdp_calc.reals import midpoint, precision
-from rdp_calc.search import root
+from rdp_calc.search import root, smallest_passing_integer
 
 _SEARCH_BITS = 96
 
@@ -59,6 +59,15 @@ class Contraction(Bound):
     def splits(self, method: Method) -> tuple[Split, ...]:
         """Prefixes to choose from; for model-clip alone the contraction covers every step."""
         return ((0, -1, -1),) if method.NAME == "model-clip" else method.remember("splits", lambda: _splits(method))
+
+    def propose_steps(self, method: Method, target: Target, noise: float) -> int | None:
+        log_target = math.log(target.delta)
+
+        def passes(steps: int) -> bool:
+            return self._log_delta(method.with_unlearn_steps(steps), noise, target.epsilon)[0] <= log_target
+
+        found = smallest_passing_integer(passes, ceiling=MAX_STEPS)
+        return None if found is None else found[0]
 
     def propose_noise(self, method: Method, target: Target) -> float:
         log_target = math.log(target.delta)

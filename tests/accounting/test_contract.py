@@ -139,7 +139,8 @@ VARIANTS: dict[str, dict[str, Options]] = {
 
 def example(kind: type[Method]) -> Options:
     """The options of the method's own example, read as the command line reads them."""
-    words, found = shlex.split(kind.EXAMPLE), {"adjacency": "remove"}
+    words, found = shlex.split(kind.EXAMPLE), {}
+    found |= {option.name: option.default for option in kind.OPTIONS if option.name == "adjacency"}
     known = {option.flag: option for option in kind.OPTIONS}
     for flag, text in itertools.pairwise(words):
         if flag in known:
@@ -491,7 +492,8 @@ def test_extreme_targets(case: Case) -> None:
         method, target = case.problem(), Target(epsilon=epsilon, delta=delta)
         value = answered(lambda method=method, target=target: case.noise(method, target))
         if value is not None:
-            assert value > 0
+            # No noise at all suffices where the initial noise already does.
+            assert value > 0 or case.variant.startswith("initial noise")
             # A Renyi order is chosen anew, by floats.
             assert case.theorem.meets(method, value * (1 + 1e-9), epsilon, delta)
 
@@ -502,7 +504,8 @@ def test_extreme_noises(case: Case) -> None:
         method = case.problem()
         value = answered(lambda method=method, noise=noise, delta=delta: case.epsilon(method, noise, delta))
         if value is not None:
-            assert case.theorem.meets(method, noise, value, delta) or case.bound == "neel-thm28"
+            # A Renyi order is chosen anew, by floats.
+            assert case.theorem.meets(method, noise, value * (1 + 1e-12), delta)
 
 
 @pytest.mark.slow
