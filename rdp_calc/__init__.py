@@ -8,6 +8,8 @@
 0.005...
 """
 
+from typing import Any
+
 from rdp_calc.calibrate import compare, delta, epsilon, noise, steps
 from rdp_calc.errors import RdpCalcError
 from rdp_calc.methods.langevin import Langevin
@@ -19,6 +21,17 @@ from rdp_calc.result import Result
 from rdp_calc.verify import verify_document
 
 __version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> Any:
+    """A method's class by its name, as ``NoisySgd`` for noisy-sgd; only its own file is imported."""
+    from rdp_calc import registry
+
+    for method in registry.method_names():
+        if "".join(word.capitalize() for word in method.split("-")) == name:
+            return registry.method(method)
+    raise AttributeError(f"module 'rdp_calc' has no attribute {name!r}")
+
 
 __all__ = [
     "DataSpec",

@@ -17,9 +17,10 @@ from flint import arb
 from rdp_calc import finetune
 from rdp_calc.documents import field
 from rdp_calc.errors import InvalidInput
-from rdp_calc.methods import MAX_STEPS, Method
+from rdp_calc.fromanymodel import FromAnyModel
+from rdp_calc.methods import MAX_STEPS
 from rdp_calc.options import Option, check_known, read_float, read_integer, require
-from rdp_calc.problem import ADJACENCY_OPTION, SIZE_OPTIONS, Assumption, check_any_group
+from rdp_calc.problem import ADJACENCY_OPTION, SIZE_OPTIONS, Assumption
 from rdp_calc.process import NoisyProcess, Phase
 from rdp_calc.reals import ball, midpoint, precision, round_up
 
@@ -31,7 +32,7 @@ _RATIO_BITS = 128
 
 
 @dataclass(frozen=True, kw_only=True)
-class BlockwiseFinetune(Method):
+class BlockwiseFinetune(FromAnyModel):
     """init_clips C0_j, grad_clips C1_j, block_steps T_j, one a block; step_size gamma and weight_decay lambda for all.
 
     The noise is noise_std of the first block. ``split`` gives the others: equal shares the budget equally (mu_j equal),
@@ -45,15 +46,11 @@ class BlockwiseFinetune(Method):
     weight_decay: float = 0.0
     split: str = "equal"
     block_sizes: tuple[int, ...] | None = None
-    dataset_size: int | None = None
-    group_size: int = 1
 
     NAME = "blockwise-finetune"
     SUMMARY = "Noisy fine-tuning of one block of parameters after another; any network."
-    NOISE = "noise_std"
     BOUNDS = ("shifted",)
     HAS_STEPS = False
-    NEEDS_PREPARATION = False
     EXAMPLE = (
         "blockwise-finetune --epsilon 1 --delta 1e-5 --blocks 2 --init-clip 1,0.5 --grad-clip 1 --step-size 0.01"
         " --block-sizes 900,100 --split optimal"
@@ -72,7 +69,7 @@ class BlockwiseFinetune(Method):
     )
 
     def __post_init__(self) -> None:
-        check_any_group(self.dataset_size, self.group_size)
+        super().__post_init__()
         count = len(self.init_clips)
         if not 1 <= count <= MAX_BLOCKS:
             raise InvalidInput(f"blocks must be an integer in 1..{MAX_BLOCKS}, got {count}.")
@@ -127,8 +124,7 @@ class BlockwiseFinetune(Method):
             weight_decay=decay,
             split=values.get("split") or "equal",
             block_sizes=_whole(lists, "block_sizes") if "block_sizes" in lists else None,
-            dataset_size=values.get("dataset_size"),
-            group_size=1 if values.get("group_size") is None else values["group_size"],
+            **cls.sizes(values),
         )
 
     def ratios(self) -> tuple[float, ...]:
@@ -175,9 +171,6 @@ class BlockwiseFinetune(Method):
             )
         )
 
-    def noise_std(self, noise: float) -> arb:
-        return ball(noise)
-
     def details(self, noise: float) -> dict[str, Any]:
         with precision(_RATIO_BITS):
             return {"block_noise_std": [round_up(ball(noise) * ball(ratio)) for ratio in self.ratios()]}
@@ -186,16 +179,8 @@ class BlockwiseFinetune(Method):
         return replace(self, block_steps=(max(steps, 1),) * len(self.block_steps))
 
     @property
-    def adjacency_shown(self) -> str:
-        return "any"
-
-    @property
     def steps(self) -> tuple[int, ...]:
         return self.block_steps
-
-    @property
-    def cost(self) -> None:
-        return None
 
     def assumptions(self) -> list[Assumption]:
         return [
@@ -219,10 +204,7 @@ class BlockwiseFinetune(Method):
             ),
         ]
 
-    def problem(self) -> dict[str, Any]:
-        return {"dataset_size": self.dataset_size, "group_size": self.group_size, "adjacency": "any", **self._given()}
-
-    def _given(self) -> dict[str, Any]:
+    def parameters(self) -> dict[str, Any]:
         return {
             "init_clip": list(self.init_clips),
             "grad_clip": list(self.grad_clips),
@@ -232,9 +214,6 @@ class BlockwiseFinetune(Method):
             "split": self.split,
             "block_sizes": None if self.block_sizes is None else list(self.block_sizes),
         }
-
-    def to_plan(self) -> tuple[dict[str, Any], dict[str, Any]]:
-        return {"dataset_size": self.dataset_size, "group_size": self.group_size}, self._given()
 
     @classmethod
     def from_plan(cls, document: dict[str, Any]) -> BlockwiseFinetune:
@@ -250,8 +229,7 @@ class BlockwiseFinetune(Method):
             weight_decay=field(document, "parameters.weight_decay", "number"),
             split=field(document, "parameters.split", "text"),
             block_sizes=None if sizes is None else listed("block_sizes", "integer"),
-            dataset_size=field(document, "problem.dataset_size", "integer", optional=True),
-            group_size=field(document, "problem.group_size", "integer"),
+            **cls.stored_sizes(document),
         )
 
 

@@ -11,21 +11,19 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from flint import arb
-
 from rdp_calc import losses
 from rdp_calc.documents import field
 from rdp_calc.finetune import check_positive
+from rdp_calc.fromanymodel import FromAnyModel
 from rdp_calc.losses import Constants
-from rdp_calc.methods import Method
 from rdp_calc.options import Option, check_known, require
-from rdp_calc.problem import ADJACENCY_OPTION, SIZE_OPTIONS, Assumption, check_any_group
+from rdp_calc.problem import ADJACENCY_OPTION, SIZE_OPTIONS, Assumption
 from rdp_calc.process import NoisyProcess, Phase
 from rdp_calc.reals import ball
 
 
 @dataclass(frozen=True, kw_only=True)
-class GradientNorm(Method):
+class GradientNorm(FromAnyModel):
     """tolerance g: the norm of the retained objective's gradient at which the solver stops. The noise is noise_std.
 
     Of the constants only strong_convexity matters; smoothness, where known, bounds the cost.
@@ -33,15 +31,11 @@ class GradientNorm(Method):
 
     tolerance: float
     constants: Constants
-    dataset_size: int | None = None
-    group_size: int = 1
 
     NAME = "gradient-norm"
     SUMMARY = "Solve to a gradient norm on the retained data, then add noise once; strongly convex."
-    NOISE = "noise_std"
     BOUNDS = ("gaussian",)
     HAS_STEPS = False
-    NEEDS_PREPARATION = False
     EXAMPLE = "gradient-norm --epsilon 1 --delta 1e-5 --loss logistic --l2 0.011982 --tolerance 1e-10"
     OPTIONS = (
         *SIZE_OPTIONS,
@@ -53,7 +47,7 @@ class GradientNorm(Method):
     def __post_init__(self) -> None:
         check_positive("tolerance", self.tolerance)
         check_positive("strong_convexity", self.constants.strong_convexity)
-        check_any_group(self.dataset_size, self.group_size)
+        super().__post_init__()
 
     @classmethod
     def from_options(cls, **values: Any) -> GradientNorm:
@@ -65,8 +59,7 @@ class GradientNorm(Method):
         return cls(
             tolerance=require(values, "tolerance"),
             constants=losses.constants_from(values),
-            dataset_size=values.get("dataset_size"),
-            group_size=1 if values.get("group_size") is None else values["group_size"],
+            **cls.sizes(values),
         )
 
     def process(self, noise: float) -> NoisyProcess:
@@ -74,13 +67,6 @@ class GradientNorm(Method):
         return NoisyProcess(
             phases=(release,), initial_distance=2 * ball(self.tolerance) / ball(self.constants.strong_convexity)
         )
-
-    def noise_std(self, noise: float) -> arb:
-        return ball(noise)
-
-    @property
-    def adjacency_shown(self) -> str:
-        return "any"
 
     @property
     def reference(self) -> str:
@@ -117,25 +103,21 @@ class GradientNorm(Method):
         ]
 
     def problem(self) -> dict[str, Any]:
-        return {
-            "dataset_size": self.dataset_size,
-            "group_size": self.group_size,
-            "adjacency": "any",
-            **self.constants.to_json(),
-            "tolerance": self.tolerance,
-        }
+        return {**super().problem(), **self.constants.to_json()}
+
+    def parameters(self) -> dict[str, Any]:
+        return {"tolerance": self.tolerance}
 
     def to_plan(self) -> tuple[dict[str, Any], dict[str, Any]]:
-        problem = {"dataset_size": self.dataset_size, "group_size": self.group_size, **self.constants.to_plan()}
-        return problem, {"tolerance": self.tolerance}
+        problem, parameters = super().to_plan()
+        return {**problem, **self.constants.to_plan()}, parameters
 
     @classmethod
     def from_plan(cls, document: dict[str, Any]) -> GradientNorm:
         return cls(
             tolerance=field(document, "parameters.tolerance", "number"),
             constants=losses.constants_from_plan(document),
-            dataset_size=field(document, "problem.dataset_size", "integer", optional=True),
-            group_size=field(document, "problem.group_size", "integer"),
+            **cls.stored_sizes(document),
         )
 
 

@@ -15,9 +15,10 @@ from flint import arb
 from rdp_calc import finetune
 from rdp_calc.documents import field
 from rdp_calc.errors import InvalidInput
-from rdp_calc.methods import MAX_STEPS, Method
+from rdp_calc.fromanymodel import FromAnyModel
+from rdp_calc.methods import MAX_STEPS
 from rdp_calc.options import Option, check_known, read_float, read_integer, require
-from rdp_calc.problem import ADJACENCY_OPTION, SIZE_OPTIONS, Assumption, check_any_group
+from rdp_calc.problem import ADJACENCY_OPTION, SIZE_OPTIONS, Assumption
 from rdp_calc.process import NoisyProcess, Phase
 from rdp_calc.reals import ball
 
@@ -25,7 +26,7 @@ ORDERS = ("after", "before")
 
 
 @dataclass(frozen=True, kw_only=True)
-class ModelClip(Method):
+class ModelClip(FromAnyModel):
     """model_clip C2, unlearn_steps K >= 1, noise_order after|before the projection.
 
     grad_clip C1, step_size gamma and weight_decay lambda bound one step; needed for noise before projection and for the
@@ -40,15 +41,11 @@ class ModelClip(Method):
     grad_clip: float | None = None
     step_size: float | None = None
     weight_decay: float = 0.0
-    dataset_size: int | None = None
-    group_size: int = 1
 
     NAME = "model-clip"
     SUMMARY = "Noisy steps whose iterates are projected to a ball; any network."
-    NOISE = "noise_std"
     BOUNDS = ("contraction", "hybrid")
     HAS_STEPS = True
-    NEEDS_PREPARATION = False
     EXAMPLE = "model-clip --epsilon 1 --delta 1e-5 --model-clip 0.5 --unlearn-steps 20"
     OPTIONS = (
         *SIZE_OPTIONS,
@@ -66,13 +63,13 @@ class ModelClip(Method):
     )
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         finetune.check_positive("model_clip", self.model_clip)
         finetune.check_not_negative("init_noise_std", self.init_noise_std)
         finetune.check_not_negative("weight_decay", self.weight_decay)
         for name in ("init_clip", "grad_clip", "step_size"):
             if getattr(self, name) is not None:
                 finetune.check_positive(name, getattr(self, name))
-        check_any_group(self.dataset_size, self.group_size)
         steps = self.unlearn_steps
         if isinstance(steps, bool) or not isinstance(steps, int) or not 0 <= steps <= MAX_STEPS:
             raise InvalidInput(f"unlearn_steps must be an integer in 0..{MAX_STEPS}, got {steps!r}.")
@@ -89,7 +86,7 @@ class ModelClip(Method):
     def from_options(cls, **values: Any) -> ModelClip:
         check_known(values, cls.OPTIONS, cls.NAME)
         clip, steps = require(values, "model_clip"), require(values, "unlearn_steps")
-        numbers = {
+        numbers: dict[str, Any] = {
             name: read_float("--" + name.replace("_", "-"), values[name])
             if isinstance(values.get(name), str)
             else values.get(name)
@@ -101,8 +98,7 @@ class ModelClip(Method):
             noise_order=values.get("noise_order") or "after",
             init_noise_std=0.0 if values.get("init_noise_std") is None else values["init_noise_std"],
             weight_decay=0.0 if values.get("weight_decay") is None else values["weight_decay"],
-            dataset_size=values.get("dataset_size"),
-            group_size=1 if values.get("group_size") is None else values["group_size"],
+            **cls.sizes(values),
             **numbers,
         )
 
@@ -148,23 +144,12 @@ class ModelClip(Method):
         assert self.step_size is not None
         return finetune.contraction(self.step_size, self.weight_decay), finetune.shift(self.step_size, self.grad_clip)
 
-    def noise_std(self, noise: float) -> arb:
-        return ball(noise)
-
     def with_unlearn_steps(self, steps: int) -> ModelClip:
         return replace(self, unlearn_steps=steps)
 
     @property
-    def adjacency_shown(self) -> str:
-        return "any"
-
-    @property
     def steps(self) -> int:
         return self.unlearn_steps
-
-    @property
-    def cost(self) -> None:
-        return None
 
     def assumptions(self) -> list[Assumption]:
         return [
@@ -182,18 +167,9 @@ class ModelClip(Method):
             ),
         ]
 
-    def problem(self) -> dict[str, Any]:
-        return {
-            "dataset_size": self.dataset_size,
-            "group_size": self.group_size,
-            "adjacency": "any",
-            **self.to_plan()[1],
-        }
-
-    def to_plan(self) -> tuple[dict[str, Any], dict[str, Any]]:
-        problem = {"dataset_size": self.dataset_size, "group_size": self.group_size}
+    def parameters(self) -> dict[str, Any]:
         names = ("model_clip", "unlearn_steps", "noise_order", "init_noise_std", "init_clip", "grad_clip")
-        return problem, {name: getattr(self, name) for name in (*names, "step_size", "weight_decay")}
+        return {name: getattr(self, name) for name in (*names, "step_size", "weight_decay")}
 
     @classmethod
     def from_plan(cls, document: dict[str, Any]) -> ModelClip:
@@ -206,8 +182,7 @@ class ModelClip(Method):
             grad_clip=field(document, "parameters.grad_clip", "number", optional=True),
             step_size=field(document, "parameters.step_size", "number", optional=True),
             weight_decay=field(document, "parameters.weight_decay", "number"),
-            dataset_size=field(document, "problem.dataset_size", "integer", optional=True),
-            group_size=field(document, "problem.group_size", "integer"),
+            **cls.stored_sizes(document),
         )
 
 

@@ -14,14 +14,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from flint import arb
-
 from rdp_calc import finetune
 from rdp_calc.documents import field
 from rdp_calc.errors import DataError, InvalidInput, MissingInput
-from rdp_calc.methods import MAX_STEPS, Method
+from rdp_calc.fromanymodel import FromAnyModel
+from rdp_calc.methods import MAX_STEPS
 from rdp_calc.options import Option, check_known, read_float, require
-from rdp_calc.problem import ADJACENCY_OPTION, SIZE_OPTIONS, Assumption, check_any_group
+from rdp_calc.problem import ADJACENCY_OPTION, SIZE_OPTIONS, Assumption
 from rdp_calc.process import NoisyProcess, Phase
 from rdp_calc.reals import ball
 from rdp_calc.schedule import Schedule, best_prefix
@@ -39,7 +38,7 @@ Values = str | tuple[float, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
-class NoisyFinetune(Method):
+class NoisyFinetune(FromAnyModel):
     """init_clip C0, grad_clip C1, step_size gamma (the first one), weight_decay lambda, unlearn_steps T >= 1.
 
     Only the first accounted_steps (None: the best prefix) count towards mu; the kernel after them is the same in both
@@ -55,16 +54,12 @@ class NoisyFinetune(Method):
     step_schedule: Values = "constant"
     optimizer: str = "sgd"
     accounted_steps: int | None = None
-    dataset_size: int | None = None
-    group_size: int = 1
 
     NAME = "noisy-finetune"
     SUMMARY = "Clip the model, then clipped and noised fine-tuning on retained data; any network."
-    NOISE = "noise_std"
     BOUNDS = ("shifted",)
     HAS_STEPS = True
     FEWEST_STEPS = 1
-    NEEDS_PREPARATION = False
     EXAMPLE = "noisy-finetune --epsilon 1 --delta 1e-5 --init-clip 1 --grad-clip 1 --step-size 0.01"
     OPTIONS = (
         *SIZE_OPTIONS,
@@ -98,10 +93,10 @@ class NoisyFinetune(Method):
     )
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name in ("init_clip", "grad_clip", "step_size"):
             finetune.check_positive(name, getattr(self, name))
         finetune.check_not_negative("weight_decay", self.weight_decay)
-        check_any_group(self.dataset_size, self.group_size)
         for name in ("unlearn_steps", "accounted_steps"):
             count = getattr(self, name)
             if count is None and name == "accounted_steps":
@@ -149,8 +144,7 @@ class NoisyFinetune(Method):
             "noise_schedule": read_schedule("--noise-schedule", values.get("noise_schedule")),
             "step_schedule": read_schedule("--step-schedule", values.get("step_schedule")),
             "optimizer": values.get("optimizer") or "sgd",
-            "dataset_size": values.get("dataset_size"),
-            "group_size": 1 if values.get("group_size") is None else values["group_size"],
+            **cls.sizes(values),
         }
         steps = _number(values, "unlearn_steps")
         if steps is not None and not (1 <= steps < math.inf and steps == int(steps)):
@@ -194,9 +188,6 @@ class NoisyFinetune(Method):
         )
         return self.unlearn_steps if best is None else best
 
-    def noise_std(self, noise: float) -> arb:
-        return ball(noise)
-
     def process(self, noise: float) -> NoisyProcess:
         if self.schedule() is not None:
             return super().process(noise)
@@ -214,17 +205,8 @@ class NoisyFinetune(Method):
         return replace(self, unlearn_steps=steps, accounted_steps=None)
 
     @property
-    def adjacency_shown(self) -> str:
-        return "any"
-
-    @property
     def steps(self) -> int:
         return self.unlearn_steps
-
-    @property
-    def cost(self) -> None:
-        # Gradients of batches whose size the guarantee does not need.
-        return None
 
     def details(self, noise: float) -> dict[str, Any]:
         return {"accounted_steps": self.accounted()}
@@ -250,15 +232,7 @@ class NoisyFinetune(Method):
         ]
         return listed
 
-    def problem(self) -> dict[str, Any]:
-        return {
-            "dataset_size": self.dataset_size,
-            "group_size": self.group_size,
-            "adjacency": "any",
-            **self._parameters(),
-        }
-
-    def _parameters(self) -> dict[str, Any]:
+    def parameters(self) -> dict[str, Any]:
         return {
             "init_clip": self.init_clip,
             "grad_clip": self.grad_clip,
@@ -269,9 +243,6 @@ class NoisyFinetune(Method):
             "step_schedule": _shown(self.step_schedule),
             "optimizer": self.optimizer,
         }
-
-    def to_plan(self) -> tuple[dict[str, Any], dict[str, Any]]:
-        return {"dataset_size": self.dataset_size, "group_size": self.group_size}, self._parameters()
 
     @classmethod
     def from_plan(cls, document: dict[str, Any]) -> NoisyFinetune:
@@ -285,8 +256,7 @@ class NoisyFinetune(Method):
             step_schedule=_stored(document, "step_schedule"),
             optimizer=field(document, "parameters.optimizer", "text"),
             accounted_steps=field(document, "parameters.accounted_steps", "integer"),
-            dataset_size=field(document, "problem.dataset_size", "integer", optional=True),
-            group_size=field(document, "problem.group_size", "integer"),
+            **cls.stored_sizes(document),
         )
 
 
