@@ -9,6 +9,7 @@ accounting: shifted composition, ``docs/theory/shifted.md``.)
 
 from __future__ import annotations
 
+import hashlib
 import math
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -42,7 +43,8 @@ class NoisyFinetune(FromAnyModel):
     """init_clip C0, grad_clip C1, step_size gamma (the first one), weight_decay lambda, unlearn_steps T >= 1.
 
     Only the first accounted_steps (None: the best prefix) count towards mu; the kernel after them is the same in both
-    runs. The noise is noise_std, the first value of the noise schedule. dataset_size and group_size do not matter.
+    runs. The noise is noise_std, the first value of the noise schedule. center: SHA-256 of a file of
+    public weights that every norm is taken around, and decayed towards; it changes init_clip only. dataset_size and group_size do not matter.
     """
 
     init_clip: float
@@ -54,6 +56,7 @@ class NoisyFinetune(FromAnyModel):
     step_schedule: Values = "constant"
     optimizer: str = "sgd"
     accounted_steps: int | None = None
+    center: str | None = None
 
     NAME = "noisy-finetune"
     SUMMARY = "Clip the model, then clipped and noised fine-tuning on retained data; any network."
@@ -90,6 +93,7 @@ class NoisyFinetune(FromAnyModel):
             choices=OPTIMIZERS,
             help="sgd, or momentum or adam with the whole update clipped and fresh state.",
         ),
+        Option(name="center", kind="text", help="File of public weights norms are taken around (plans keep its hash)."),
     )
 
     def __post_init__(self) -> None:
@@ -144,6 +148,7 @@ class NoisyFinetune(FromAnyModel):
             "noise_schedule": read_schedule("--noise-schedule", values.get("noise_schedule")),
             "step_schedule": read_schedule("--step-schedule", values.get("step_schedule")),
             "optimizer": values.get("optimizer") or "sgd",
+            "center": None if values.get("center") is None else _file_digest(values["center"]),
             **cls.sizes(values),
         }
         steps = _number(values, "unlearn_steps")
@@ -230,6 +235,15 @@ class NoisyFinetune(FromAnyModel):
                 enforced_by="forgotten rows are dropped before the first batch; optimiser state and buffers are fresh",
             ),
         ]
+        if self.center is not None:
+            listed.append(
+                Assumption(
+                    name="public_center",
+                    value=self.center,
+                    status="enforced",
+                    enforced_by="norms are taken around the weights of this SHA-256, which must be public",
+                )
+            )
         return listed
 
     def parameters(self) -> dict[str, Any]:
@@ -242,6 +256,7 @@ class NoisyFinetune(FromAnyModel):
             "noise_schedule": _shown(self.noise_schedule),
             "step_schedule": _shown(self.step_schedule),
             "optimizer": self.optimizer,
+            "center": self.center,
         }
 
     @classmethod
@@ -256,6 +271,7 @@ class NoisyFinetune(FromAnyModel):
             step_schedule=_stored(document, "step_schedule"),
             optimizer=field(document, "parameters.optimizer", "text"),
             accounted_steps=field(document, "parameters.accounted_steps", "integer"),
+            center=field(document, "parameters.center", "text", optional=True),
             **cls.stored_sizes(document),
         )
 
@@ -334,6 +350,15 @@ def read_schedule(flag: str, text: str | None) -> Values:
     if not words:
         raise DataError(f"{text[1:]} holds no numbers.")
     return tuple(read_float(f"number {i + 1} of {text[1:]}", word) for i, word in enumerate(words))
+
+
+def _file_digest(path: str) -> str:
+    """SHA-256 of a file, in hexadecimal."""
+    try:
+        with Path(path).open("rb") as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest()
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error.strerror}.") from None
 
 
 def _end(name: str, text: str) -> float:
