@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import typer
+from typer.core import TyperGroup
 
 from rdp_calc import registry
 from rdp_calc.errors import InvalidInput
@@ -86,20 +87,28 @@ def _keyword(name: str, annotation: Any, default: Any) -> inspect.Parameter:
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
 
 
-def per_method(
-    verb: str, add: Callable[[typer.Typer, type[Method]], None], *, help: str, where: Callable[[type[Method]], bool]
-) -> typer.Typer:
-    """A verb with one sub-command per registered method that satisfies ``where``."""
-    app = typer.Typer(name=verb, help=help, no_args_is_help=True, rich_markup_mode="rich", add_completion=False)
+def per_method(verb: str, add: Callable[[typer.Typer, type[Method]], None], *, help: str) -> typer.Typer:
+    """A verb with one sub-command per registered method, built when it is asked for."""
+
+    class MethodGroup(TyperGroup):
+        def list_commands(self, ctx: Any) -> list[str]:
+            return [*registry.method_names(), *super().list_commands(ctx)]
+
+        def get_command(self, ctx: Any, cmd_name: str) -> Any:
+            if cmd_name not in registry.method_names():
+                return super().get_command(ctx, cmd_name)
+            single = typer.Typer(rich_markup_mode="rich", add_completion=False)
+            add(single, registry.method(cmd_name))
+            return typer.main.get_command(single)
+
+    app = typer.Typer(
+        name=verb, cls=MethodGroup, help=help, no_args_is_help=True, rich_markup_mode="rich", add_completion=False
+    )
 
     @app.callback()
     def root() -> None:
         pass
 
-    for name in registry.method_names():
-        method = registry.method(name)
-        if where(method):
-            add(app, method)
     return app
 
 

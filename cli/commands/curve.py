@@ -350,4 +350,4 @@ def _show(method: type[Method], x_name: str, y_name: str, series: list[Series], 
         out.print(f"written: {escape(str(path))}")
 
 
-app = per_method("curve", _add, help="One quantity swept over another, with every bound.", where=lambda m: True)
+app = per_method("curve", _add, help="One quantity swept over another, with every bound.")

@@ -44,4 +44,4 @@ def _example(method: type[Method]) -> str:
     return method.EXAMPLE.replace("--epsilon 1", f"--{method.NOISE.replace('_', '-')} 0.005", 1)
 
 
-app = per_method("epsilon", _add, help="The epsilon at --delta, or the delta at --epsilon.", where=lambda m: True)
+app = per_method("epsilon", _add, help="The epsilon at --delta, or the delta at --epsilon.")

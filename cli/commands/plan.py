@@ -131,7 +131,7 @@ def _show(document: dict[str, Any], *, as_json: bool, quiet: bool) -> None:
         show_plan(document)
 
 
-app = per_method("plan", _add, help="Write a certified unlearning plan, or show one.", where=lambda m: True)
+app = per_method("plan", _add, help="Write a certified unlearning plan, or show one.")
 
 
 @app.command("show", help="Show a plan.\n\nExample: [cyan]rdp-calc plan show plan.json[/cyan]")

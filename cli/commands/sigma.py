@@ -23,4 +23,4 @@ def _add(app: typer.Typer, method: type[Method]) -> None:
     command(app, method.NAME, body, options, help=method.SUMMARY, example=f"rdp-calc sigma {method.EXAMPLE}")
 
 
-app = per_method("sigma", _add, help="The smallest noise that meets (epsilon, delta), proved.", where=lambda m: True)
+app = per_method("sigma", _add, help="The smallest noise that meets (epsilon, delta), proved.")

@@ -34,6 +34,4 @@ def _add(app: typer.Typer, method: type[Method]) -> None:
     command(app, method.NAME, body, shown, help=method.SUMMARY, example=example)
 
 
-app = per_method(
-    "steps", _add, help="The fewest unlearning steps that meet (epsilon, delta) at given noise.", where=lambda m: True
-)
+app = per_method("steps", _add, help="The fewest unlearning steps that meet (epsilon, delta) at given noise.")

@@ -43,8 +43,8 @@ class NoisyFinetune(FromAnyModel):
     """init_clip C0, grad_clip C1, step_size gamma (the first one), weight_decay lambda, unlearn_steps T >= 1.
 
     Only the first accounted_steps (None: the best prefix) count towards mu; the kernel after them is the same in both
-    runs. The noise is noise_std, the first value of the noise schedule. center: SHA-256 of a file of
-    public weights that every norm is taken around, and decayed towards; it changes init_clip only. dataset_size and group_size do not matter.
+    runs. The noise is noise_std, the first value of the noise schedule. center: SHA-256 of a file of public weights
+    that every norm is taken around, and decayed towards; it changes init_clip only.
     """
 
     init_clip: float
