@@ -17,7 +17,7 @@ from rdp_calc.plan import DEFAULT_EXECUTED_LEARN_STEPS, DataSpec, plan_from_resu
 from rdp_calc.problem import Target
 from unlearn_runtime.algorithms.langevin import initial_weights, noisy_gradient_descent
 from unlearn_runtime.data import Dataset, parse_ids, preprocess
-from unlearn_runtime.execution import Execution, check_tails, records_for, regulariser, rounding_guard
+from unlearn_runtime.execution import Execution, check_tails, records_for, regulariser, rounding_guard, unlearn_steps
 from unlearn_runtime.noise import GaussianSource
 
 Array = npt.NDArray[Any]
@@ -109,7 +109,7 @@ class LangevinClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         ids = parse_ids(",".join(str(i) for i in wanted), dataset_size=len(self._dataset.y_train))
         if len(ids) > self._method.group_size:
             raise GuardFailed(f"{len(ids)} rows to forget, the plan covers {self._method.group_size}; fit with more.")
-        self._descend(ids, self.unlearn_steps)
+        self._descend(ids, unlearn_steps(self.plan_))
         self._forget_everything()
         return self
 
