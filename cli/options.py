@@ -135,7 +135,10 @@ def read_delta(values: dict[str, Any]) -> float | None:
         if size < 2:
             raise InvalidInput(f"--delta 1/n needs a dataset size of at least 2, got {size}.")
         return 1 / float(size)
-    return read_float("--delta", text)
+    try:
+        return read_float("--delta", text)
+    except InvalidInput:
+        raise InvalidInput(f"--delta must be a number or the literal 1/n, got {text!r}.") from None
 
 
 def read_target(values: dict[str, Any]) -> Target:

@@ -21,7 +21,8 @@ from rdp_calc.reals import at_most, ball, enclose, round_up
 NAMES = ("lipschitz", "strong_convexity", "smoothness", "hessian_lipschitz")
 
 OPTIONS = (
-    *losses.OPTIONS,
+    *(option for option in losses.OPTIONS if option.name != "smoothness"),
+    Option(name="smoothness", kind="float", help="L of the regularised loss of every single record (estimated)."),
     Option(name="hessian_lipschitz", kind="float", help="L2 of one record's Hessian (estimated); 0 if quadratic."),
 )
 
@@ -59,14 +60,19 @@ class Curvature:
 
     @property
     def record_smoothness(self) -> arb:
-        """L1: the smoothness of one record's loss, the regulariser left out."""
-        return (ball(self.smoothness) - ball(self.l2 or 0.0)).max(arb(0))
+        """L1: the smoothness of one record's loss, the regulariser left out; proved where the loss is known."""
+        smoothness = ball(self.smoothness) if self.loss is None else self.exact("smoothness")
+        return (smoothness - ball(self.l2 or 0.0)).max(arb(0))
 
     def status(self, name: str) -> Status:
         return "estimated" if name in self.typed else "proved"
 
     def assumptions(self) -> list[Assumption]:
-        return [Assumption(name=name, value=getattr(self, name), status=self.status(name)) for name in NAMES]
+        listed = [Assumption(name=name, value=getattr(self, name), status=self.status(name)) for name in NAMES]
+        if self.loss is None:
+            of_one = round_up(self.record_smoothness)
+            listed.append(Assumption(name="record_smoothness", value=of_one, status="estimated"))
+        return listed
 
     def to_json(self) -> dict[str, Any]:
         names = ("loss", "l2", "feature_norm", "intercept", "huber_threshold", *NAMES)
@@ -74,7 +80,7 @@ class Curvature:
 
     def to_plan(self) -> dict[str, Any]:
         names = ("loss", "l2", "feature_norm", "intercept", "huber_threshold")
-        listed = [{"name": a.name, "value": a.value, "status": a.status} for a in self.assumptions()]
+        listed = [{"name": n, "value": getattr(self, n), "status": self.status(n)} for n in NAMES]
         return {**{name: getattr(self, name) for name in names}, "constants": listed}
 
     def unsafe(self) -> str | None:

@@ -93,6 +93,11 @@ class Descent(Method):
                 raise InvalidInput(f"a request must remove an integer number of records >= 1, got {group!r}.")
             if turns is not None and not _is_count(turns):
                 raise InvalidInput(f"unlearn_{self.TURNS} of a request must be in 0..{MAX_STEPS}, got {turns!r}.")
+        if self.requests and self.unlearn_steps != self.requests[-1][1]:
+            raise InvalidInput(
+                f"unlearn_{self.TURNS} must be those of the last request, {self.requests[-1][1]}, got"
+                f" {self.unlearn_steps!r}."
+            )
         if self.requests and self.group_size != sum(group for group, _ in self.requests):
             raise InvalidInput(
                 f"group_size must be the sum of the requests, {sum(group for group, _ in self.requests)}, got"
@@ -240,6 +245,10 @@ class Descent(Method):
         return replace(self, requests=kept, group_size=sum(group for group, _ in kept), unlearn_steps=kept[-1][1])
 
     def releases_to_solve(self) -> tuple[int, ...]:
+        if any(turns is not None for _, turns in self.requests):
+            raise InvalidInput(
+                f"steps solves for the {self.TURNS} of every request: leave them out of --requests, as S1,S2."
+            )
         return tuple(group for group, _ in self.requests) or (self.group_size,)
 
     def with_all_steps(self, steps: tuple[int, ...], count: int) -> Self:
@@ -295,7 +304,8 @@ class Descent(Method):
         requests = self.requests
         if requests:
             requests = (*requests[:-1], (requests[-1][0], steps))
-        return replace(self, unlearn_steps=steps, requests=requests)
+        found: Self = self.sharing(replace(self, unlearn_steps=steps, requests=requests))
+        return found
 
     @property
     def adjacency_shown(self) -> str:
@@ -423,6 +433,8 @@ def read_requests(text: str | None) -> tuple[Request, ...]:
     found: list[Request] = []
     for part in text.split(","):
         group, colon, turns = part.strip().partition(":")
+        if not group.strip().isdecimal() or (colon and not turns.strip().isdecimal()):
+            raise InvalidInput(f"--requests must look like S1:K1,S2:K2 (in steps: S1,S2), got {text!r}.")
         found.append((read_integer("--requests", group), read_integer("--requests", turns) if colon else None))
     return tuple(found)
 

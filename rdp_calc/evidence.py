@@ -102,7 +102,9 @@ class Bound(ABC):
 
     def floor(self, method: Method, target: Target) -> str:
         """What keeps the target out of reach at any noise, and what to change; for the error message."""
-        return "raise epsilon, delta or the number of unlearning steps"
+        return (
+            "raise epsilon, delta or the number of unlearning steps" if method.HAS_STEPS else "raise epsilon or delta"
+        )
 
     def meets(
         self,

@@ -68,8 +68,8 @@ def best_steps(
             )
     if at_most(lambda: ball(grad_clip) - ball(weight_decay) * ball(init_clip), 0):
         return limit
-    if weight_decay == 0:
-        ideal = init_clip / (step_size * grad_clip)
+    if weight_decay == 0 or decay == 0:
+        ideal = init_clip / grad_clip / step_size if init_clip / grad_clip < step_size * 1e300 else math.inf
     else:
         ideal = math.log1p(-weight_decay * init_clip / grad_clip) / math.log1p(-decay)
     ideal = min(ideal, 1e15)

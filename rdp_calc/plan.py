@@ -10,7 +10,7 @@ from rdp_calc import registry
 from rdp_calc.documents import digest, field
 from rdp_calc.errors import DataError, InvalidInput
 from rdp_calc.evidence import Bound
-from rdp_calc.methods import Method
+from rdp_calc.methods import MAX_STEPS, Method
 from rdp_calc.problem import Target
 from rdp_calc.result import Level, Result, certificate_level, jsonable
 
@@ -43,6 +43,8 @@ class DataSpec:
     def __post_init__(self) -> None:
         if self.preprocess not in PREPROCESS:
             raise InvalidInput(f"preprocess must be one of {', '.join(PREPROCESS)}, got {self.preprocess!r}.")
+        if not 0 < self.feature_norm < math.inf:
+            raise InvalidInput(f"feature_norm must be a finite number > 0, got {self.feature_norm!r}.")
         if self.features is not None and not self.features >= 1:
             raise InvalidInput(f"features must be an integer >= 1, got {self.features!r}.")
         if self.classes is not None and (len(self.classes) < 2 or len(set(self.classes)) < len(self.classes)):
@@ -118,9 +120,13 @@ class Plan:
                 raise InvalidInput(f"{self.method.NAME} plans no learning: it has no executed learn steps and no init.")
             return
         executed = self.executed_learn_steps
-        if isinstance(executed, bool) or not isinstance(executed, int) or not 0 <= executed <= accounted:
+        most, least = min(accounted, MAX_STEPS), 0
+        if getattr(self.method, "rewind", False) and isinstance(self.method.steps, int):
+            least = self.method.steps
+        if isinstance(executed, bool) or not isinstance(executed, int) or not least <= executed <= most:
             raise InvalidInput(
-                f"executed_learn_steps must be an integer in 0..{accounted} (the accounted number), got {executed!r}."
+                f"executed_learn_steps must be an integer in {least}..{most} (at most the accounted number), got"
+                f" {executed!r}."
             )
         if init_std(self.init or "") > 0 and self.bound.starts_at_point:
             raise InvalidInput(f"bound {self.bound.name} needs init zeros, got {self.init!r}; or use --bound shifted.")

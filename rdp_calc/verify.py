@@ -270,6 +270,8 @@ def _recorded(plan: Plan) -> str | None:
             return f"{name} = {getattr(plan, name)!r} does not fit bound {plan.bound.name}"
     if plan.mu is not None and not at_most(lambda: _mu(plan), plan.mu):
         return f"mu = {plan.mu!r} is below the mu of the process"
+    if not plan.delta_upper <= plan.target.delta:
+        return f"delta_upper = {plan.delta_upper!r} is above the target {plan.target.delta!r}"
     if not at_most(lambda: _evidence(plan).delta, plan.delta_upper):
         return f"delta_upper = {plan.delta_upper!r} is below the delta of the process"
     return None

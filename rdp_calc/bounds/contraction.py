@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 
 from flint import arb
 
@@ -66,6 +67,8 @@ class Contraction(Bound):
         def passes(steps: int) -> bool:
             return self._log_delta(method.with_unlearn_steps(steps), noise, target.epsilon)[0] <= log_target
 
+        if not passes(MAX_STEPS):
+            return MAX_STEPS
         found = smallest_passing_integer(passes, ceiling=MAX_STEPS)
         return None if found is None else found[0]
 
@@ -152,8 +155,13 @@ def _prefix_mu(method: Method, split: Split, noise: float) -> float:
 
     if not method.scales:
         return compute(noise)
-    unit: float = method.remember(("prefix mu", split), lambda: compute(1.0))
+    unit: float = method.remember_shared(("prefix mu", split), lambda: compute(1.0))
     return unit / noise
+
+
+def _choice_at(method: Method, place: int) -> tuple[int, int]:
+    prefix: NoisyProcess | None = method.prefix(1.0, place)
+    return (-1, -1) if prefix is None else best_choice(prefix)
 
 
 def _splits(method: Method) -> tuple[Split, ...]:
@@ -166,8 +174,7 @@ def _splits(method: Method) -> tuple[Split, ...]:
     found = []
     with precision(_SEARCH_BITS):
         for place in sorted(place for place in places if 0 <= place <= total):
-            prefix: NoisyProcess | None = method.prefix(1.0, place)
-            found.append((place, *((-1, -1) if prefix is None else best_choice(prefix))))
+            found.append((place, *method.remember_shared(("choice", place), partial(_choice_at, method, place))))
     return tuple(found)
 
 

@@ -113,7 +113,7 @@ class LsiPublished(Bound):
             log_room = math.log(target.epsilon) + x - math.log1p(math.exp(x))
             return alpha / rate * (log_curve(alpha) - offset - log_room)
 
-        return max(0, math.ceil(min(needed(minimise(needed, -50.0, 60.0)), 1e15)))
+        return math.ceil(max(0.0, min(needed(minimise(needed, -50.0, 60.0)), 1e15)))
 
     def evidence(
         self,

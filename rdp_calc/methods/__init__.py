@@ -109,7 +109,19 @@ class Method(ABC):
         return {}
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name != "_kept"}
+        return {name: value for name, value in self.__dict__.items() if name not in ("_kept", "_shared")}
+
+    def sharing(self, other: Method) -> Any:
+        """``other``, which differs in its unlearning steps alone, with what this object keeps under shared keys."""
+        other.__dict__["_shared"] = self.__dict__.setdefault("_shared", {})
+        return other
+
+    def remember_shared(self, key: Hashable, compute: Callable[[], Any]) -> Any:
+        """``compute()``, which does not depend on the unlearning steps, kept with all that differ in them alone."""
+        kept = self.__dict__.setdefault("_shared", {})
+        if key not in kept:
+            kept[key] = compute()
+        return kept[key]
 
     def remember(self, key: Hashable, compute: Callable[[], Any]) -> Any:
         """``compute()``, kept with this (immutable) object."""

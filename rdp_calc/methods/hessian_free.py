@@ -16,7 +16,7 @@ from flint import arb, ctx
 
 from rdp_calc import recollection
 from rdp_calc.curvature import OPTIONS, curvature_from, curvature_from_plan
-from rdp_calc.descent import CONVEXITIES, STEP_SIZE_OPTION
+from rdp_calc.descent import CONVEXITIES
 from rdp_calc.documents import field
 from rdp_calc.errorbound import Approximation
 from rdp_calc.errors import InvalidInput, MissingInput, NotApplicable
@@ -50,7 +50,7 @@ class HessianFree(Approximation):
         replace(ADJACENCY_OPTION, default="zero-out"),
         *OPTIONS,
         Option(name="batch_size", kind="int", help="Records b in a batch."),
-        STEP_SIZE_OPTION,
+        Option(name="step_size", kind="text", help="Step size eta of the first step, a number."),
         Option(name="step_decay", kind="float", default="1", help="Factor on the step size after every step."),
         Option(name="learn_steps", kind="steps", help="Training steps N."),
         Option(name="epochs", kind="int", help="Training epochs, instead of --learn-steps."),

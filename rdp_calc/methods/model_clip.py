@@ -145,7 +145,8 @@ class ModelClip(FromAnyModel):
         return finetune.contraction(self.step_size, self.weight_decay), finetune.shift(self.step_size, self.grad_clip)
 
     def with_unlearn_steps(self, steps: int) -> ModelClip:
-        return replace(self, unlearn_steps=steps)
+        found: ModelClip = self.sharing(replace(self, unlearn_steps=steps))
+        return found
 
     @property
     def steps(self) -> int:

@@ -296,6 +296,10 @@ def default_steps(fields: dict[str, Any]) -> int:
         raise InvalidInput(
             "--unlearn-steps is required: with weight-decay x init-clip >= grad-clip the noise falls with every step."
         )
+    if best >= MAX_STEPS:
+        raise InvalidInput(
+            f"--unlearn-steps is required: the number that needs least noise is beyond {MAX_STEPS:.0e} here."
+        )
     return best
 
 
@@ -313,6 +317,8 @@ def check_schedule(name: str, values: Values, steps: int) -> None:
         for value in values:
             if not 0 < value < math.inf:
                 raise InvalidInput(f"{name} must hold finite numbers > 0, got {value!r}.")
+            if not 1e-100 <= value / values[0] <= 1e100:
+                raise InvalidInput(f"{name} may vary by a factor of 1e100 at most, got {value!r} after {values[0]!r}.")
     if steps > MAX_SCHEDULE:
         raise InvalidInput(f"a schedule may have at most {MAX_SCHEDULE} steps, got {steps}.")
 

@@ -92,6 +92,9 @@ class NoisySgd(Descent):
         if not times:
             return ()
         size, shares = self.mean_size, self._shares(remaining, removed)
+        if len(shares) > 1 and self.convexity == "none":
+            # Where steps expand, which batches are worst depends on the noise: every step is taken to be the worst.
+            shares = [shares[0]] * self.batches
         idle = self.batches - len(shares)
         phases = [phase(0.0, idle)] if idle else []
         for share, equal in groupby(reversed(shares)):
