@@ -88,9 +88,10 @@ class GradientNorm(FromAnyModel):
         m, L = self.constants.strong_convexity, self.constants.smoothness
         gap = 2 * self.constants.lipschitz * self.group_size / self.dataset_size
         start = L / m * (gap + self.tolerance) / self.tolerance
-        if not (m < L and start < math.inf):
+        shrinks = 2 * m / (L + m)
+        if not (shrinks < 1 and start < math.inf):
             return self.dataset_size
-        return self.dataset_size * math.ceil(math.log(start) / -math.log1p(-2 * m / (L + m)))
+        return self.dataset_size * math.ceil(math.log(start) / -math.log1p(-shrinks))
 
     def assumptions(self) -> list[Assumption]:
         listed = [a for a in self.constants.assumptions() if a.name == "strong_convexity"]
