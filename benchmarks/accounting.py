@@ -187,11 +187,11 @@ def example(text: str) -> dict[str, object]:
     """The inputs of a method's example, read as the command line reads them."""
     words = text.split()
     options = {option.flag: option for option in registry.method(words[0]).OPTIONS}
-    values: dict[str, object] = {"adjacency": "remove"}
+    values: dict[str, object] = {o.name: o.default for o in options.values() if o.name == "adjacency"}
     for flag, word in zip(words[1::2], words[2::2], strict=True):
         if flag in options:
             values[options[flag].name] = options[flag].read(word)
-    return values if "adjacency" in {option.name for option in options.values()} else {}
+    return values
 
 
 if __name__ == "__main__":

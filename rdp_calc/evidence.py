@@ -161,10 +161,13 @@ class Bound(ABC):
             found, alpha = self._with_order_of_epsilon(method, target, found, alpha)
         return found, self.evidence(method, found.value, target.epsilon, alpha=alpha, choice=choice)
 
-    def _near_epsilon(self, method: Method, noise: float, delta: float) -> tuple[float, Evidence]:
-        """The proposed epsilon, and the choices that ``find_epsilon`` makes there."""
+    def near_epsilon(
+        self, method: Method, noise: float, delta: float
+    ) -> tuple[float, float | None, tuple[int, ...] | None]:
+        """The proposed epsilon, and the Renyi order and other choices that ``find_epsilon`` makes there."""
         proposal = self.propose_epsilon(method, noise, delta)
-        return proposal, self.evidence(method, noise, min(proposal, LARGEST))
+        near = self.evidence(method, noise, min(proposal, LARGEST))
+        return proposal, near.alpha, near.choice
 
     def _with_order_of_epsilon(
         self, method: Method, target: Target, found: Found, proposed: float
@@ -176,7 +179,7 @@ class Bound(ABC):
         value, step = found.value, 2.0**-52
         for _ in range(40):
             with precision(PROPOSAL_BITS):
-                alpha = self._near_epsilon(method, value, target.delta)[1].alpha
+                _, alpha, _ = self.near_epsilon(method, value, target.delta)
             if self.meets(method, value, target.epsilon, target.delta, alpha=alpha):
                 # The neighbour must fail at this order too.
                 tight = smallest_passing(
@@ -192,20 +195,20 @@ class Bound(ABC):
         if self.meets(method, noise, 0.0, delta):
             return Found(0.0, None), self.evidence(method, noise, 0.0)
         with precision(PROPOSAL_BITS):
-            proposal, near = self._near_epsilon(method, noise, delta)
+            proposal, alpha, choice = self.near_epsilon(method, noise, delta)
         if self.dear:
             proposal = self._polished(
                 proposal,
                 delta,
-                lambda value: self.evidence(method, noise, value, alpha=near.alpha, choice=near.choice),
+                lambda value: self.evidence(method, noise, value, alpha=alpha, choice=choice),
             )
         found = smallest_passing(
-            lambda value: self.meets(method, noise, value, delta, alpha=near.alpha, choice=near.choice),
+            lambda value: self.meets(method, noise, value, delta, alpha=alpha, choice=choice),
             proposal,
         )
         if found is None:
             return None
-        return found, self.evidence(method, noise, found.value, alpha=near.alpha, choice=near.choice)
+        return found, self.evidence(method, noise, found.value, alpha=alpha, choice=choice)
 
     @staticmethod
     def _polished(proposal: float, delta: float, evidence: Callable[[float], Evidence]) -> float:

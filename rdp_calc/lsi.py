@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 
-from flint import arb
+from flint import arb, ctx
 
 from rdp_calc.bounds.shifted import BOUND as SHIFTED
 from rdp_calc.descent import Descent
@@ -36,6 +36,14 @@ def learned_mu(method: Descent, noise: float) -> arb:
 
 def decay(method: Descent, noise: float) -> arb:
     """kappa: the sum of ln(1 + tau^2/(Lip^2 C)) over the unlearning steps, at the working precision."""
+    if method.convexity == "strongly":
+        # Here the noise cancels, so one value serves all.
+        kappa: arb = method.remember(("decay", ctx.prec), lambda: _decay(method, 1.0))
+        return kappa
+    return _decay(method, noise)
+
+
+def _decay(method: Descent, noise: float) -> arb:
     turn = method.turn(0, 0, method.noise_std(noise), 1)[0]
     per_turn = getattr(turn, "length", 1)
     learned, steps = method.learn_steps * per_turn, (method.unlearn_steps or 0) * per_turn

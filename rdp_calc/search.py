@@ -106,7 +106,7 @@ def minimise(function: Callable[[float], float], low: float, high: float) -> flo
 
     For one-dimensional proposals (a Renyi order on a logarithmic axis); the caller proves the value it uses.
     """
-    count = 40
+    count = 32
     step = (high - low) / count
     values = [function(low + step * i) for i in range(count + 1)]
     best = min(range(count + 1), key=values.__getitem__)

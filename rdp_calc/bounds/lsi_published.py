@@ -94,12 +94,15 @@ class LsiPublished(Bound):
         return safe_exp(max(log_noise(_problem(release)) for release in problem.releases()))
 
     def propose_epsilon(self, method: Method, noise: float, delta: float) -> float:
-        found = 0.0
-        for release in _problem(method).releases():
+        return self.near_epsilon(method, noise, delta)[0]
+
+    def near_epsilon(self, method: Method, noise: float, delta: float) -> tuple[float, float | None, None]:
+        found, alpha, releases = 0.0, 0.0, _problem(method).releases()
+        for release in releases:
             curve = _curve(_problem(release), noise)
             alpha = renyi.best_order_for_epsilon(curve, delta)
             found = max(found, renyi.epsilon_at_order(curve(alpha), alpha, delta))
-        return found
+        return found, alpha if len(releases) == 1 else None, None
 
     def propose_steps(self, method: Method, target: Target, noise: float) -> int | None:
         problem = _problem(method)

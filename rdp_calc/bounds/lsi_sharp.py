@@ -62,9 +62,12 @@ class LsiSharp(Bound):
         return math.exp(high)
 
     def propose_epsilon(self, method: Method, noise: float, delta: float) -> float:
+        return self.near_epsilon(method, noise, delta)[0]
+
+    def near_epsilon(self, method: Method, noise: float, delta: float) -> tuple[float, float, None]:
         curve = _curve(method, noise)
         alpha = renyi.best_order_for_epsilon(curve, delta, "improved")
-        return renyi.epsilon_at_order(curve(alpha), alpha, delta, "improved")
+        return renyi.epsilon_at_order(curve(alpha), alpha, delta, "improved"), alpha, None
 
     def evidence(
         self,

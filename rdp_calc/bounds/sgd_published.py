@@ -56,11 +56,14 @@ class SgdPublished(Bound):
         return math.sqrt(midpoint(_unit_rate(_problem(method))) / rate)
 
     def propose_epsilon(self, method: Method, noise: float, delta: float) -> float:
+        return self.near_epsilon(method, noise, delta)[0]
+
+    def near_epsilon(self, method: Method, noise: float, delta: float) -> tuple[float, float | None, None]:
         rate = midpoint(_unit_rate(_problem(method))) / noise**2
         if not rate < math.inf:
-            return math.inf
+            return math.inf, None, None
         alpha = renyi.best_order_for_epsilon(lambda order: rate * order, delta)
-        return renyi.epsilon_at_order(rate * alpha, alpha, delta)
+        return renyi.epsilon_at_order(rate * alpha, alpha, delta), alpha, None
 
     def propose_steps(self, method: Method, target: Target, noise: float) -> int | None:
         problem = _problem(method)
