@@ -34,7 +34,7 @@ def main() -> None:
         (OutputPerturbation(init_clip=0.5 + 0.01 * i), Target(epsilon=0.05 * 1.02**i, delta=1e-5)) for i in range(100)
     ]
     _report("langevin sigma, shifted", [partial(noise, p, t, bound="shifted") for p, t in problems])
-    _report("langevin sigma, best (both bounds)", [partial(noise, p, t) for p, t in problems])
+    _report("langevin sigma, best (three bounds)", [partial(noise, p, t) for p, t in problems])
     _report("langevin steps, shifted", [partial(steps, p, t, noise=0.005, bound="shifted") for p, t in problems])
     _report("output-perturbation noise_std", [partial(noise, p, t, bound="gaussian") for p, t in clips])
 
