@@ -36,9 +36,12 @@ class Schedule:
 #: Steps that share one scale in the search for a prefix.
 _STRETCH = 2048
 
+#: Longest schedule whose prefixes are all looked at.
+_EVERY_PREFIX = 20_000
+
 
 def best_prefix(schedule: Schedule) -> int:
-    """A prefix of the schedule with nearly the smallest mu, in floats.
+    """A prefix of the schedule with the smallest mu, in floats: of all prefixes, or nearly so for a long schedule.
 
     The chord D_t^2/V_t of a prefix is a lower bound of its energy, equal to it where the minorant has one piece: the
     prefix with the smallest chord is the best one if its energy is no larger. Otherwise a few more are tried.
@@ -49,8 +52,29 @@ def best_prefix(schedule: Schedule) -> int:
     best, total = int(np.argmin(chords)) + 1, len(chords)
     if energy_float(schedule, best) <= chords[best - 1] * (1 + 1e-9):
         return best
+    if total <= _EVERY_PREFIX:
+        energies = _prefix_energies(schedule)
+        return min(range(total), key=energies.__getitem__) + 1
     trials = {best, total, *(max(1, best * k // 8) for k in (4, 6, 7)), min(total, best * 9 // 8)}
     return min(sorted(trials), key=lambda count: energy_float(schedule, count))
+
+
+def _prefix_energies(schedule: Schedule) -> list[float]:
+    """mu squared of every prefix in floats: the minorant of one prefix, one more step pushed for the next."""
+    # Each block holds distance and variance in units of its own last step, the factor past it, and the energy so far.
+    blocks: list[tuple[float, float, float, float]] = [(2 * schedule.init_clip, 0.0, 1.0, math.inf)]
+    found = []
+    for step, noise in zip(schedule.step_sizes.tolist(), schedule.noise_ratios.tolist(), strict=True):
+        factor = abs(1 - step * schedule.weight_decay)
+        distance, variance = 2 * step * schedule.grad_clip, noise * noise
+        while blocks and blocks[-1][0] * variance >= distance * blocks[-1][1] * factor:
+            before = blocks.pop()
+            distance, variance = before[0] * factor + distance, before[1] * factor * factor + variance
+            factor *= before[2]
+        energy = (blocks[-1][3] if blocks else 0.0) + distance * distance / variance
+        blocks.append((distance, variance, factor, energy))
+        found.append(energy)
+    return found
 
 
 def _chords(schedule: Schedule) -> np.ndarray:
