@@ -14,22 +14,18 @@ from rdp_calc import losses
 from rdp_calc.documents import field
 from rdp_calc.errors import DataError, InvalidInput, NotApplicable
 from rdp_calc.methods import MAX_STEPS, Method
-from rdp_calc.options import Option, check_known, read_float, read_integer, require
+from rdp_calc.options import Option, check_known, require
 from rdp_calc.problem import ADJACENCY_OPTION, SIZE_OPTIONS, Assumption, check_sizes, gradient_gap
 from rdp_calc.process import Cycle, NoisyProcess, Phase
 from rdp_calc.reals import Real, at_most, ball, precision, round_up
+from rdp_calc.requests import Request, read_requests, show_requests
 from rdp_calc.sequence import Sequence
+from rdp_calc.step_size import STEP_SIZE_OPTION, read_step_size
 
 _DETAIL_BITS = 128
 
 CONVEXITIES = ("strongly", "convex", "none")
 
-#: One request: records removed, and the steps (or epochs) run after it; None where they are to be solved for.
-Request = tuple[int, int | None]
-
-STEP_SIZE_OPTION = Option(
-    name="step_size", kind="text", help="Step size eta: a number or 1/L (default 2/(smoothness + strong-convexity))."
-)
 SHAPE_OPTIONS = (
     Option(
         name="convexity",
@@ -424,48 +420,6 @@ REAL_ARITHMETIC = Assumption(
 )
 
 COMMON_OPTIONS = (*SIZE_OPTIONS, ADJACENCY_OPTION, *losses.OPTIONS, STEP_SIZE_OPTION)
-
-
-def read_requests(text: str | None) -> tuple[Request, ...]:
-    """Requests from S1:K1,S2:K2; K may be left out where it is solved for. Raises InvalidInput."""
-    if text is None:
-        return ()
-    found: list[Request] = []
-    for part in text.split(","):
-        group, colon, turns = part.strip().partition(":")
-        if not group.strip().isdecimal() or (colon and not turns.strip().isdecimal()):
-            raise InvalidInput(f"--requests must look like S1:K1,S2:K2 (in steps: S1,S2), got {text!r}.")
-        found.append((read_integer("--requests", group), read_integer("--requests", turns) if colon else None))
-    return tuple(found)
-
-
-def show_requests(requests: tuple[Request, ...]) -> str | None:
-    """The text of some requests, None for none."""
-    if not requests:
-        return None
-    return ",".join(str(group) if turns is None else f"{group}:{turns}" for group, turns in requests)
-
-
-def read_step_size(value: str | float | None, constants: losses.Constants) -> float:
-    """A step size from a number, its text, the literal 1/L, or None (2 / (smoothness + strong_convexity)).
-
-    1/L gives the largest double whose product with the smoothness is at most 1.
-    """
-    if value is None:
-        return 2 / (constants.smoothness + constants.strong_convexity)
-    if isinstance(value, str):
-        if value.strip() == "1/L":
-            step = math.nextafter(1 / constants.smoothness, math.inf)
-            while not product_at_most_one(step, constants.smoothness):
-                step = math.nextafter(step, 0.0)
-            return step
-        return read_float("--step-size", value)
-    return value
-
-
-def product_at_most_one(first: float, second: float) -> bool:
-    """Whether the exact product of two doubles is at most 1."""
-    return at_most(lambda: ball(first) * ball(second), 1)
 
 
 def _is_count(value: object) -> bool:

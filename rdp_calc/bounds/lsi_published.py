@@ -12,7 +12,7 @@ from collections.abc import Callable
 from flint import arb
 
 from rdp_calc.bounds.shifted import largest
-from rdp_calc.descent import Descent, product_at_most_one
+from rdp_calc.descent import Descent
 from rdp_calc.errors import NotApplicable
 from rdp_calc.evidence import Bound, Evidence
 from rdp_calc.lsi import covered, decay, linear_rate, log_float, safe_exp
@@ -21,6 +21,7 @@ from rdp_calc.problem import Target
 from rdp_calc.profiles import renyi
 from rdp_calc.reals import at_most, ball, midpoint, precision
 from rdp_calc.search import minimise
+from rdp_calc.step_size import product_at_most_one
 
 _SEARCH_BITS = 96
 

@@ -6,7 +6,6 @@ import math
 
 from flint import arb
 
-from rdp_calc.descent import product_at_most_one
 from rdp_calc.errors import NotApplicable
 from rdp_calc.evidence import Bound, Evidence
 from rdp_calc.methods import Method
@@ -14,6 +13,7 @@ from rdp_calc.methods.noisy_sgd import NoisySgd
 from rdp_calc.problem import Target
 from rdp_calc.profiles import renyi
 from rdp_calc.reals import ball, midpoint
+from rdp_calc.step_size import product_at_most_one
 
 
 class SgdPublished(Bound):
