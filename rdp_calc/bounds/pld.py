@@ -21,6 +21,7 @@ from rdp_calc.methods.dp_sgd import DpSgd
 from rdp_calc.problem import Target
 from rdp_calc.profiles import gaussian
 from rdp_calc.search import LARGEST, Found, root
+from rdp_calc.straddle import settle, straddle
 
 #: Relative distance of a returned value to its failing neighbour: where privacy_loss decides alone, else of a noise and
 #: of an epsilon. The last two leave room for other evaluations of the same quantity; the noise leaves more, so that the
@@ -33,7 +34,6 @@ _COARSE_NEIGHBOUR = 1e-4
 _FIRST_NEIGHBOUR = 0.1
 #: Room for the rounding of exp and ln between a logarithm that passes and the delta that is shown.
 _ROOM = 1e-12
-_MOST_REFUSALS = 8
 #: dp-accounting takes part where its grid exponent, and so the cancelling of its differences, allows it.
 _LEAST_EXPONENT = -10
 #: Where the natural grid is at most so many powers of two finer than 1e-4, the customary 1e-4 is kept.
@@ -391,87 +391,6 @@ def _within_reach(noise: float, group_size: int, rate: float, steps: int, expone
         if high - low > _MOST_POINTS:
             return False
     return True
-
-
-def settle(excess: Callable[[float], float], start: float, slope: float, width: float) -> Found | None:
-    """A passing value and a failing one at most ``width`` (relative) below it, by few evaluations.
-
-    ``start`` and ``slope`` are those of a function close to ``excess``. The two are put on either side of the crossing
-    with room, so that another evaluation of the same quantity, whose last digits differ, tells them apart too.
-    """
-    crossing = math.log(start) - excess(start) / slope
-    if abs(crossing) < 700:
-        passing, failing = (math.exp(crossing + side * 0.4 * width) for side in (1, -1))
-        if excess(passing) <= 0 < excess(failing):
-            return Found(passing, failing)
-    solved = straddle(excess, start, 0.99 * width, slope)
-    return None if solved is None else solved[0]
-
-
-def straddle(
-    excess: Callable[[float], float], start: float, tolerance: float, slope: float
-) -> tuple[Found, float] | None:
-    """A passing positive value and a failing one at most ``tolerance`` (relative) below it, both evaluated.
-
-    ``excess`` falls with ln of the value and is at most 0 where it passes; ``slope`` is a guess of its derivative, and
-    the last one is returned with the answer. Secant steps that aim past the crossing. None where no double passes.
-    """
-    position = math.log(start)
-    passing: tuple[float, float] | None = None
-    failing: tuple[float, float] | None = None
-    last: tuple[float, float] | None = None
-    push, widths = tolerance / 3, [math.inf]
-    refusals: list[NotApplicable] = []
-    for _ in range(400):
-        if position > 709:
-            if refusals:
-                raise refusals[0]
-            return None
-        value = math.exp(position)
-        try:
-            amount = excess(value)
-        except NotApplicable as refusal:
-            refusals.append(refusal)
-            if len(refusals) > _MOST_REFUSALS:
-                raise
-            # A value too small for the grid of this search lies on the failing side.
-            amount, last = math.inf, None
-        if math.isnan(amount):
-            raise NotApplicable("the privacy-loss distribution gave no number.")
-        if amount <= 0:
-            passing = (position, value)
-        else:
-            failing = (position, value)
-        if amount < math.inf:
-            if last is not None and position != last[0] and amount != last[1]:
-                slope = min((amount - last[1]) / (position - last[0]), -1e-3)
-            last = (position, amount)
-            position -= min(max(amount / slope, -1.0), 1.0)
-        else:
-            position += 1.0
-        if passing is not None and failing is not None:
-            width = passing[0] - failing[0]
-            if width <= 0:
-                # Rounding, or grids that differ: a failing value above a passing one settles nothing.
-                passing, width = None, math.inf
-                push = tolerance / 3
-            elif width <= tolerance and amount < math.inf:
-                return Found(passing[1], failing[1]), slope
-        if passing is not None and failing is not None:
-            width = passing[0] - failing[0]
-            if len(widths) > 3 and width > widths[-3] / 2:
-                position = (passing[0] + failing[0]) / 2
-            position = min(
-                max(position, failing[0] + min(tolerance, width) / 3), passing[0] - min(tolerance, width) / 3
-            )
-            widths.append(width)
-        elif passing is not None:
-            position, push = min(position, passing[0]) - push, 4 * push
-            if position < -690:
-                return Found(passing[1], None), slope
-        elif failing is not None:
-            position, push = max(position, failing[0]) + push, 4 * push
-    raise NotApplicable(f"the search around {start!r} did not settle; use --bound rdp.")
 
 
 def dp_sgd(method: Method) -> DpSgd:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from flint import arb
 
-from rdp_calc.bounds.pld import check_numbers, dp_sgd, straddle
+from rdp_calc.bounds.pld import check_numbers, dp_sgd
 from rdp_calc.errors import InvalidInput, NotApplicable
 from rdp_calc.evidence import Bound, Evidence
 from rdp_calc.methods import Method
@@ -16,6 +16,7 @@ from rdp_calc.problem import Target
 from rdp_calc.profiles import gaussian, renyi
 from rdp_calc.reals import ball
 from rdp_calc.search import minimise, root
+from rdp_calc.straddle import straddle
 
 if TYPE_CHECKING:
     import numpy as np

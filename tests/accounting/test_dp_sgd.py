@@ -19,13 +19,13 @@ from scipy import integrate, optimize, stats
 import rdp_calc
 from rdp_calc import calibrate, privacy_loss, registry
 from rdp_calc.bounds import pld
-from rdp_calc.bounds.pld import straddle
 from rdp_calc.bounds.rdp import step_divergence
 from rdp_calc.errors import InvalidInput, NotApplicable, TargetUnreachable
 from rdp_calc.methods.dp_sgd import DpSgd, steps_of
 from rdp_calc.problem import Target
 from rdp_calc.profiles import gaussian
 from rdp_calc.reals import round_up
+from rdp_calc.straddle import straddle
 
 ROOT = Path(__file__).resolve().parents[2]
 MNIST = {"dataset_size": 60000, "batch_size": 256, "training_steps": 14062}
