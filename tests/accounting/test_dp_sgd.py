@@ -220,6 +220,9 @@ def peer_delta(method: DpSgd, noise: float, epsilon: float, interval: float = 1e
     return float(accountant.get_delta(epsilon))
 
 
+#: What the Fourier transforms of dp-accounting round, absolutely; it differs between machines and thread counts.
+PEER_ROUNDING = 2e-13
+
 PEER_PROBLEMS = [
     pytest.param({}, 3.0, 1e-5, 0, id="one"),
     pytest.param({"training_steps": 2000}, 1.0, 1e-8, 0, id="one-small-delta"),
@@ -249,15 +252,16 @@ def test_dp_accounting_passes_at_the_answer_and_fails_beside_it(
     assert result.failing is not None
     assert result.failing < result.answer <= result.failing * (1 + 1e-6)
     theirs = peer_delta(method, result.answer, epsilon, interval)
-    assert theirs <= delta
+    assert theirs <= delta + PEER_ROUNDING
     # The accountant rounds by other numbers with all counts in the mixture.
-    assert theirs <= result.delta_upper * (1 + 1e-6) <= delta * (1 + 1e-6)
-    assert peer_delta(method, result.failing, epsilon, interval) > delta
+    assert theirs <= result.delta_upper * (1 + 1e-6) + PEER_ROUNDING
+    assert result.delta_upper <= delta
+    assert peer_delta(method, result.failing, epsilon, interval) > delta - PEER_ROUNDING
     back = calibrate.epsilon(method, noise=result.answer, delta=delta, bound="pld")
     assert back.failing is not None
     assert back.failing < back.answer <= min(epsilon * (1 + 1e-7), back.failing * (1 + 1e-6))
-    assert peer_delta(method, result.answer, back.answer, interval) <= delta
-    assert peer_delta(method, result.answer, back.failing, interval) > delta
+    assert peer_delta(method, result.answer, back.answer, interval) <= delta + PEER_ROUNDING
+    assert peer_delta(method, result.answer, back.failing, interval) > delta - PEER_ROUNDING
 
 
 def test_delta_is_the_larger_of_two_evaluations(monkeypatch: pytest.MonkeyPatch) -> None:
