@@ -344,6 +344,15 @@ class Descent(Method):
                     enforced_by="rows longer than this are scaled down, or refused with preprocess none",
                 )
             )
+        if self.constants.residual_clip is not None:
+            listed.append(
+                Assumption(
+                    name="residual_clip",
+                    value=self.constants.residual_clip,
+                    status="enforced",
+                    enforced_by="the run clips each record's residual to this number over the norm of its row",
+                )
+            )
         if self.radius is not None:
             listed.append(
                 Assumption(
@@ -419,7 +428,7 @@ REAL_ARITHMETIC = Assumption(
     enforced_by="rounding errors of gradients are measured or bounded during the run, which stops above it",
 )
 
-COMMON_OPTIONS = (*SIZE_OPTIONS, ADJACENCY_OPTION, *losses.OPTIONS, STEP_SIZE_OPTION)
+COMMON_OPTIONS = (*SIZE_OPTIONS, ADJACENCY_OPTION, *losses.OPTIONS, losses.RESIDUAL_CLIP_OPTION, STEP_SIZE_OPTION)
 
 
 def _is_count(value: object) -> bool:

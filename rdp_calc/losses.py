@@ -9,6 +9,9 @@ huber     real, h      h B             B^2 + l2            l2
 
 An intercept is a feature that is always 1: it counts in the row norm, sqrt(B^2 + 1), and is regularised. Proofs in
 ``docs/theory/constants.md``. Stored doubles are rounded to the safe side: M and L up, m down.
+
+With residual_clip C the scalar residual r of each record is clipped to |r| <= C/||x||: M is at most C, the loss stays
+convex and L holds (logistic and huber; a clipped softmax gradient is not that of a convex loss).
 """
 
 from __future__ import annotations
@@ -26,6 +29,15 @@ from rdp_calc.problem import Assumption, Status
 from rdp_calc.reals import at_most, ball, enclose, round_down, round_up
 
 LOSSES = ("logistic", "softmax", "huber")
+
+#: Losses whose residuals may be clipped.
+CLIPPABLE = ("logistic", "huber")
+
+RESIDUAL_CLIP_OPTION = Option(
+    name="residual_clip",
+    kind="float",
+    help="Clip each record's data gradient to this norm by its residual (logistic, huber).",
+)
 
 CONSTANT_NAMES = ("lipschitz", "strong_convexity", "smoothness")
 
@@ -56,6 +68,7 @@ class Constants:
     feature_norm: float | None = None
     intercept: bool = False
     huber_threshold: float | None = None
+    residual_clip: float | None = None
 
     def __post_init__(self) -> None:
         for name in CONSTANT_NAMES:
@@ -69,6 +82,7 @@ class Constants:
 
         if self.loss is not None:
             check_loss(self.loss, self.l2, self.feature_norm, self.huber_threshold)
+        check_residual_clip(self.residual_clip, self.loss)
 
     @property
     def status(self) -> Status:
@@ -79,6 +93,7 @@ class Constants:
         assert self.loss is not None
         given: dict[str, Any] = {"loss": self.loss, "l2": self.l2 or 0.0, "feature_norm": self.feature_norm or 0.0}
         given |= {"intercept": self.intercept, "huber_threshold": self.huber_threshold}
+        given["residual_clip"] = self.residual_clip
         for name in CONSTANT_NAMES:
 
             def excess(name: str = name) -> arb:
@@ -94,12 +109,16 @@ class Constants:
 
     def to_json(self) -> dict[str, Any]:
         names = ("loss", "l2", "feature_norm", "intercept", "huber_threshold", *CONSTANT_NAMES)
-        return {name: getattr(self, name) for name in names}
+        return {**{name: getattr(self, name) for name in names}, **self._clip()}
+
+    def _clip(self) -> dict[str, float]:
+        """Shown only where there is one, so that older plans read the same."""
+        return {} if self.residual_clip is None else {"residual_clip": self.residual_clip}
 
     def to_plan(self) -> dict[str, Any]:
         names = ("loss", "l2", "feature_norm", "intercept", "huber_threshold")
         listed = [{"name": a.name, "value": a.value, "status": a.status} for a in self.assumptions()]
-        return {**{name: getattr(self, name) for name in names}, "constants": listed}
+        return {**{name: getattr(self, name) for name in names}, **self._clip(), "constants": listed}
 
 
 def constants_from_plan(document: dict[str, Any]) -> Constants:
@@ -118,11 +137,18 @@ def constants_from_plan(document: dict[str, Any]) -> Constants:
         feature_norm=field(document, "problem.feature_norm", "number", optional=True),
         intercept=field(document, "problem.intercept", "boolean"),
         huber_threshold=field(document, "problem.huber_threshold", "number", optional=True),
+        residual_clip=field(document, "problem.residual_clip", "number", optional=True),
     )
 
 
 def exact_constants(
-    *, loss: str, l2: float, feature_norm: float, intercept: bool, huber_threshold: float | None
+    *,
+    loss: str,
+    l2: float,
+    feature_norm: float,
+    intercept: bool,
+    huber_threshold: float | None,
+    residual_clip: float | None = None,
 ) -> dict[str, arb]:
     """Enclosures of M, m and L of one loss at the working precision, from the table of this module."""
     squared = ball(feature_norm) ** 2 + (1 if intercept else 0)
@@ -133,6 +159,8 @@ def exact_constants(
         lipschitz, curvature = arb(2).sqrt() * norm, squared / 2
     else:
         lipschitz, curvature = ball(huber_threshold or 0) * norm, squared
+    if residual_clip is not None:
+        lipschitz = lipschitz.min(ball(residual_clip))
     return {"lipschitz": lipschitz, "strong_convexity": ball(l2), "smoothness": curvature + ball(l2)}
 
 
@@ -149,16 +177,38 @@ def check_loss(loss: str, l2: float | None, feature_norm: float | None, huber_th
         raise InvalidInput(f"huber_threshold must be a finite number > 0, got {huber_threshold!r}.")
 
 
+def check_residual_clip(residual_clip: float | None, loss: str | None) -> None:
+    """Raise InvalidInput unless the clip is absent, or a finite number > 0 with a loss that stays convex under it."""
+    if residual_clip is None:
+        return
+    if not 0 < residual_clip < math.inf:
+        raise InvalidInput(f"residual_clip must be a finite number > 0, got {residual_clip!r}.")
+    if loss not in CLIPPABLE:
+        raise InvalidInput(f"residual_clip is for loss {' or '.join(CLIPPABLE)}, got loss {loss}.")
+
+
 def proved_constants(
-    *, loss: str, l2: float, feature_norm: float = 1.0, intercept: bool = False, huber_threshold: float | None = None
+    *,
+    loss: str,
+    l2: float,
+    feature_norm: float = 1.0,
+    intercept: bool = False,
+    huber_threshold: float | None = None,
+    residual_clip: float | None = None,
 ) -> Constants:
     """The constants of one loss, rounded to the safe side. l2 > 0, feature_norm > 0; InvalidInput otherwise."""
     check_loss(loss, l2, feature_norm, huber_threshold)
+    check_residual_clip(residual_clip, loss)
 
     def exact(name: str) -> arb:
         return enclose(
             lambda: exact_constants(
-                loss=loss, l2=l2, feature_norm=feature_norm, intercept=intercept, huber_threshold=huber_threshold
+                loss=loss,
+                l2=l2,
+                feature_norm=feature_norm,
+                intercept=intercept,
+                huber_threshold=huber_threshold,
+                residual_clip=residual_clip,
             )[name],
             accuracy_bits=100,
         )
@@ -172,6 +222,7 @@ def proved_constants(
         feature_norm=feature_norm,
         intercept=intercept,
         huber_threshold=huber_threshold,
+        residual_clip=residual_clip,
     )
 
 
@@ -200,7 +251,10 @@ def constants_from(values: dict[str, Any], *, strongly_convex: bool = True) -> C
             feature_norm=1.0 if values.get("feature_norm") is None else values["feature_norm"],
             intercept=bool(values.get("intercept")),
             huber_threshold=values.get("huber_threshold"),
+            residual_clip=values.get("residual_clip"),
         )
+    if values.get("residual_clip") is not None:
+        raise InvalidInput("--residual-clip needs --loss: with typed constants count it in --lipschitz.")
     for name in CONSTANT_NAMES:
         if name != "strong_convexity" or strongly_convex:
             require(values, name, f" with {flags}")

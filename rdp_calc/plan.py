@@ -13,6 +13,7 @@ from rdp_calc.evidence import Bound
 from rdp_calc.methods import MAX_STEPS, Method
 from rdp_calc.problem import Target
 from rdp_calc.result import Level, Result, certificate_level, jsonable
+from rdp_calc.training import Training
 
 PLAN_SCHEMA = "rdp-calc/plan/1"
 
@@ -93,7 +94,7 @@ class DataSpec:
 @dataclass(frozen=True, kw_only=True)
 class Plan:
     """One method at one proved noise for one target. ``init`` is zeros or normal:STD; executed_learn_steps is what
-    the runtime carries out, at most the accounted number.
+    the runtime carries out, at most the accounted number. ``training`` is what a run needs beside accounted numbers.
     """
 
     method: Method
@@ -108,8 +109,11 @@ class Plan:
     data: DataSpec
     executed_learn_steps: int | None
     init: str | None
+    training: Training | None = None
 
     def __post_init__(self) -> None:
+        if self.training is not None:
+            self.training.check_method(self.method.NAME)
         if not 0 <= self.noise < math.inf:
             raise InvalidInput(f"{self.method.NOISE} must be a finite number >= 0, got {self.noise!r}.")
         if self.alpha is not None and not 1 < self.alpha < math.inf:
@@ -171,6 +175,8 @@ class Plan:
         }
         if self.choice is not None:
             fields["verification"]["choice"] = list(self.choice)
+        if self.training is not None:
+            fields["training"] = self.training.to_json(self.method.NAME)
         document: dict[str, Any] = jsonable(fields)
         document["digest"] = digest(document)
         return document
@@ -184,6 +190,7 @@ def plan_from_result(
     data: DataSpec,
     executed_learn_steps: int | None = None,
     init: str | None = None,
+    training: Training | None = None,
 ) -> Plan:
     """The plan that carries out a calibration of ``method`` (command "sigma")."""
     noise = getattr(result, method.NOISE)
@@ -205,6 +212,7 @@ def plan_from_result(
         data=data,
         executed_learn_steps=executed_learn_steps,
         init=init,
+        training=training,
     )
 
 
@@ -231,6 +239,7 @@ def plan_from_json(document: dict[str, Any]) -> Plan:
         data=DataSpec.from_json(document),
         executed_learn_steps=field(document, "parameters.executed_learn_steps", "integer", optional=True),
         init=field(document, "parameters.init", "text", optional=True),
+        training=Training.from_json(document, kind.NAME),
     )
 
 
@@ -264,9 +273,15 @@ def guarantee(plan: Plan) -> str:
         f" ({plan.target.epsilon!r}, {plan.target.delta!r})-indistinguishable in both directions, for {records}"
         f" ({plan.method.adjacency_shown} adjacency), against anyone who sees the released model and knows all data."
     )
+    cover = ""
+    if plan.training is not None and plan.training.trainable is not None:
+        cover = (
+            f" It covers the parameters that match {', '.join(plan.training.trainable)}; the others are frozen and"
+            " published as they were, so they must never have seen the forgotten records."
+        )
     if plan.method.REMOVES_NOTHING:
-        return "Without any step at a deletion, " + claim
-    extra = "".join(f" Conditional on {text}." for text in plan.bound.conditions(plan.method))
+        return "Without any step at a deletion, " + claim + cover
+    extra = cover + "".join(f" Conditional on {text}." for text in plan.bound.conditions(plan.method))
     if len(plan.method.releases()) > 1:
         extra += " It holds for the release after each request, for the records removed by then."
     if any(assumption.status == "estimated" for assumption in plan.method.assumptions()):

@@ -15,6 +15,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from flint import arb
+
 from rdp_calc import finetune
 from rdp_calc.documents import field
 from rdp_calc.errors import DataError, InvalidInput, MissingInput
@@ -23,7 +25,7 @@ from rdp_calc.methods import MAX_STEPS
 from rdp_calc.options import Option, check_known, read_float, require
 from rdp_calc.problem import ADJACENCY_OPTION, SIZE_OPTIONS, Assumption
 from rdp_calc.process import NoisyProcess, Phase
-from rdp_calc.reals import ball
+from rdp_calc.reals import at_most, ball
 from rdp_calc.schedule import Schedule, best_prefix
 
 if TYPE_CHECKING:
@@ -44,7 +46,8 @@ class NoisyFinetune(FromAnyModel):
 
     Only the first accounted_steps (None: the best prefix) count towards mu; the kernel after them is the same in both
     runs. The noise is noise_std, the first value of the noise schedule. center: SHA-256 of a file of public weights
-    that every norm is taken around, and decayed towards; it changes init_clip only.
+    that every norm is taken around, and decayed towards; it changes init_clip only. init_clamp V: the model's dimension
+    coordinates are clamped to +-V instead of projected; V sqrt(dimension) is then at most init_clip.
     """
 
     init_clip: float
@@ -57,6 +60,8 @@ class NoisyFinetune(FromAnyModel):
     optimizer: str = "sgd"
     accounted_steps: int | None = None
     center: str | None = None
+    init_clamp: float | None = None
+    dimension: int | None = None
 
     NAME = "noisy-finetune"
     SUMMARY = "Clip the model, then clipped and noised fine-tuning on retained data; any network."
@@ -109,6 +114,7 @@ class NoisyFinetune(FromAnyModel):
                 raise InvalidInput(f"{name} must be an integer in 1..{MAX_STEPS}, got {count!r}.")
         if self.optimizer not in OPTIMIZERS:
             raise InvalidInput(f"optimizer must be one of {', '.join(OPTIMIZERS)}, got {self.optimizer!r}.")
+        self._check_clamp()
         for name in ("noise_schedule", "step_schedule"):
             check_schedule(name, getattr(self, name), self.unlearn_steps)
         scheduled = self.noise_schedule != "constant" or self.step_schedule != "constant"
@@ -125,6 +131,20 @@ class NoisyFinetune(FromAnyModel):
             if self.optimizer != "sgd" and self.accounted_steps < self.unlearn_steps:
                 raise InvalidInput(f"with optimizer {self.optimizer} every step counts: its state is private.")
 
+    def _check_clamp(self) -> None:
+        if self.init_clamp is None or self.dimension is None:
+            if self.init_clamp is not None or self.dimension is not None:
+                raise InvalidInput("init_clamp and dimension go together.")
+            return
+        finetune.check_positive("init_clamp", self.init_clamp)
+        if isinstance(self.dimension, bool) or not isinstance(self.dimension, int) or not self.dimension >= 1:
+            raise InvalidInput(f"dimension must be an integer >= 1, got {self.dimension!r}.")
+        clamp, dimension = self.init_clamp, self.dimension
+        if not at_most(lambda: ball(clamp) * arb(dimension).sqrt() - ball(self.init_clip), 0):
+            raise InvalidInput(
+                f"init_clip = {self.init_clip!r} is below init_clamp x sqrt(dimension), the norm after the clamp."
+            )
+
     @classmethod
     def from_options(cls, **values: Any) -> NoisyFinetune:
         check_known(values, cls.OPTIONS, cls.NAME)
@@ -138,6 +158,8 @@ class NoisyFinetune(FromAnyModel):
             if not dimension >= 1:
                 raise InvalidInput(f"dimension must be an integer >= 1, got {dimension!r}.")
             clip = finetune.clamp_norm(clamp, dimension)
+        elif values.get("dimension") is not None:
+            raise InvalidInput("--dimension goes with --init-clamp only.")
         for name in ("grad_clip", "step_size"):
             require(values, name)
         fields: dict[str, Any] = {
@@ -149,6 +171,8 @@ class NoisyFinetune(FromAnyModel):
             "step_schedule": read_schedule("--step-schedule", values.get("step_schedule")),
             "optimizer": values.get("optimizer") or "sgd",
             "center": None if values.get("center") is None else _file_digest(values["center"]),
+            "init_clamp": clamp,
+            "dimension": None if clamp is None else values["dimension"],
             **cls.sizes(values),
         }
         steps = _number(values, "unlearn_steps")
@@ -257,6 +281,8 @@ class NoisyFinetune(FromAnyModel):
             "step_schedule": _shown(self.step_schedule),
             "optimizer": self.optimizer,
             "center": self.center,
+            # Only where they say something, so that older plans read the same.
+            **({} if self.init_clamp is None else {"init_clamp": self.init_clamp, "dimension": self.dimension}),
         }
 
     @classmethod
@@ -272,6 +298,8 @@ class NoisyFinetune(FromAnyModel):
             optimizer=field(document, "parameters.optimizer", "text"),
             accounted_steps=field(document, "parameters.accounted_steps", "integer"),
             center=field(document, "parameters.center", "text", optional=True),
+            init_clamp=field(document, "parameters.init_clamp", "number", optional=True),
+            dimension=field(document, "parameters.dimension", "integer", optional=True),
             **cls.stored_sizes(document),
         )
 
