@@ -17,6 +17,7 @@ from rdp_calc.errors import DataError, InvalidInput
 from rdp_calc.methods import Method
 from rdp_calc.options import Option, read_float
 from rdp_calc.plan import PLAN_SCHEMA, PREPROCESS, DataSpec, plan_from_json, plan_from_result
+from rdp_calc.training import GLM_METHODS, GLM_MODELS, Training, training_options
 
 _DATA_OPTIONS = (
     Option(name="data", kind="text", help="Data to plan for: size, features and classes are read from it."),
@@ -28,7 +29,6 @@ _DATA_OPTIONS = (
     Option(name="label", kind="text", help="Label column of a .csv or .parquet."),
 )
 _LEARNING_OPTIONS = (
-    Option(name="model", kind="choice", choices=("logistic", "softmax"), help="Model; it is the one of --loss."),
     Option(name="init", kind="text", default="zeros", help="Initial point: zeros or normal:STD."),
     Option(name="execute_learn_steps", kind="int", help="Learning steps to carry out (default learn-steps, or 10000)."),
 )
@@ -36,12 +36,18 @@ _LEARNING_OPTIONS = (
 
 def _add(app: typer.Typer, method: type[Method]) -> None:
     learns = issubclass(method, Descent)
-    options = (*TARGET_OPTIONS, *method.OPTIONS, BOUND_OPTION, *_DATA_OPTIONS, *(_LEARNING_OPTIONS if learns else ()))
+    options = (
+        *TARGET_OPTIONS,
+        *method.OPTIONS,
+        BOUND_OPTION,
+        *_DATA_OPTIONS,
+        *training_options(method.NAME),
+        *(_LEARNING_OPTIONS if learns else ()),
+    )
 
     def body(values: dict[str, Any], *, output: Path, as_json: bool, quiet: bool) -> None:
-        if values.get("model") is not None and values["model"] != values.get("loss"):
-            raise InvalidInput(f"--model {values['model']} needs --loss {values['model']}, got {values.get('loss')}.")
         _check_output(output)
+        training = _training(method.NAME, values)
         spec = _data_spec(values)
         target = read_target(values)
         problem = method.from_options(**split(values, method.OPTIONS))
@@ -53,6 +59,7 @@ def _add(app: typer.Typer, method: type[Method]) -> None:
             data=spec,
             executed_learn_steps=values.get("execute_learn_steps"),
             init=values.get("init"),
+            training=training,
         )
         document = plan.to_json()
         from unlearn_runtime.folders import write_file
@@ -62,6 +69,21 @@ def _add(app: typer.Typer, method: type[Method]) -> None:
 
     example = f"rdp-calc plan {method.EXAMPLE} -o plan.json"
     command(app, method.NAME, body, options, help=method.SUMMARY, example=example, output=True)
+
+
+def _training(name: str, values: dict[str, Any]) -> Training | None:
+    """The training block. A model whose loss the accounting knows is that loss; it is named apart from it only where
+    the constants were typed.
+    """
+    model = values.get("model")
+    if name in GLM_METHODS and model is not None:
+        if model not in GLM_MODELS:
+            raise InvalidInput(f"{name} takes --model {', '.join(GLM_MODELS)}, got {model!r}.")
+        if values.get("loss") not in (None, model):
+            raise InvalidInput(f"--model {model} needs --loss {model}, got {values['loss']}.")
+        if values.get("loss") == model:
+            values = {**values, "model": None}
+    return Training.from_options(name, values)
 
 
 def _check_output(path: Path) -> None:
