@@ -13,20 +13,58 @@ from typing import Any
 from rdp_calc.documents import digest
 from rdp_calc.result import jsonable
 
-#: What a run checks before it may write a certificate; a certificate without one of them does not verify.
-RUN_CHECKS = (
+_DATA_CHECKS = (
     "run complete",
     "data size, features and classes as planned",
     "rows within the feature norm",
     "forget set within the group size",
-    "rounding adds at most its share to mu",
-    "weights finite",
 )
+_NETWORK_CHECKS = (
+    "run complete",
+    "data features and classes as planned",
+    "forget set within the group size",
+    "forgotten records in no batch",
+    "model and buffers within the guards",
+)
+_PROJECTED = ("projections within their norms", "rounding adds at most its share to mu", "weights finite")
+
+#: What a run checks before it may write a certificate; a certificate without one of them does not verify.
+RUN_CHECKS = {
+    "langevin": (*_DATA_CHECKS, "rounding adds at most its share to mu", "weights finite"),
+    "noisy-sgd": (*_DATA_CHECKS, "slots as learned", "rounding adds at most its share to mu", "weights finite"),
+    "descent-to-delete": (
+        *(*_DATA_CHECKS, "state kept apart from the release"),
+        *("rounding adds at most its share to mu", "weights finite"),
+    ),
+    "gradient-norm": (*_DATA_CHECKS, "gradient norm within the tolerance", "weights finite"),
+    "noisy-finetune": (*_NETWORK_CHECKS, *_PROJECTED),
+    "blockwise-finetune": (*_NETWORK_CHECKS, "blocks partition every released number", *_PROJECTED),
+    "model-clip": (*_NETWORK_CHECKS, *_PROJECTED),
+    "output-perturbation": (*_NETWORK_CHECKS, *_PROJECTED),
+    "dp-sgd": (
+        "run complete",
+        "data size, features and classes as planned",
+        "forget set within the group size",
+        "model and buffers within the guards",
+        "batches drawn as accounted, empty ones included",
+        "each record's gradient clipped, noise on every sum",
+        "weights finite",
+    ),
+}
+
+#: What a run for comparison may do that no bound covers; such a certificate has level none.
+DEVIATIONS = ("published-clip",)
 
 OS_ENTROPY = "os-entropy"
 
-#: Samplers a run may have used, by device.
-GENERATORS = {"cpu": "numpy PCG64DXSM, float64", "cuda": "torch CUDA Philox, float64"}
+DEVICES = ("cpu", "cuda")
+
+#: Samplers a run may have used: the default one of each device, or the secure stream.
+GENERATORS = {
+    "cpu": "numpy PCG64DXSM, float64",
+    "cuda": "torch CUDA Philox, float64",
+    "secure": "ChaCha20, sum of four Box-Muller draws, float64",
+}
 
 FINGERPRINT_ALGORITHM = "HMAC-SHA-256"
 

@@ -208,7 +208,7 @@ class Papers:
             "executed": {**executed, **changes.pop("executed", {})},
             "fingerprints": {"data": "0" * 64, "forget_set": "1" * 64, "model_before": "a" * 64},
             "model_sha256": "f" * 64,
-            "checks": [{"name": name, "pass": True} for name in RUN_CHECKS],
+            "checks": [{"name": name, "pass": True} for name in RUN_CHECKS[plan["method"]]],
             "versions": {"rdp-calc": "0", "torch": "0", "numpy": "0", "python": "0"},
             "level": plan["certificate_level"],
         }

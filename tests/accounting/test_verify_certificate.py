@@ -7,9 +7,11 @@ from typing import Any
 
 import pytest
 
+from rdp_calc import certificate as certificates
 from rdp_calc import verify_document
-from rdp_calc.certificate import RUN_CHECKS
 from rdp_calc.errors import DataError
+
+RUN_CHECKS = certificates.RUN_CHECKS["langevin"]
 
 Document = dict[str, Any]
 Path = tuple[str | int, ...]
