@@ -1,0 +1,136 @@
+"""Models of others: a TorchScript file, a torch.export file, or a factory function; weights from .safetensors.
+
+No file is ever unpickled, because a pickle can run any code. A TorchScript file is read by torch's own interpreter,
+which knows tensor operations and no Python; a torch.export file goes through ``archive.clean_export``. A factory is
+Python code: whoever names it runs it.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+import warnings
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+
+from rdp_calc.errors import DataError, InvalidInput
+from unlearn_runtime.models.archive import clean_export
+
+_KINDS = "a TorchScript file (.pt, .pth), a torch.export file (.pt2) or PACKAGE.MODULE:FACTORY"
+
+
+def load_module(reference: str) -> torch.nn.Module:
+    """The torch module that ``reference`` names, on the CPU.
+
+    ``reference``: a .pt or .pth file written by torch.jit.save; a .pt2 file written by torch.export.save, with a
+    dynamic first dimension; or ``module:factory``, a function without arguments of a module in the current folder or
+    installed, which returns a torch.nn.Module. A torch.export module keeps the mode it was exported in.
+
+    Raises InvalidInput for a reference that is none of these or a factory that cannot be called; DataError for a file
+    that is unreadable or pickled.
+    """
+    suffix = Path(reference).suffix.lower()
+    if suffix in (".pt", ".pth", ".pt2"):
+        path = Path(reference)
+        if not path.is_file():
+            raise DataError(f"model file {reference} does not exist.")
+        return _exported(path) if suffix == ".pt2" else _script(path)
+    module, colon, factory = reference.partition(":")
+    if colon and all(part.isidentifier() for part in module.split(".")) and factory.isidentifier():
+        return _made(module, factory)
+    raise InvalidInput(f"model must be {_KINDS}, got {reference[:80]!r}.")
+
+
+def _script(path: Path) -> torch.nn.Module:
+    with warnings.catch_warnings():
+        # torch advises against TorchScript for new work; files that exist are still files.
+        warnings.simplefilter("ignore")
+        try:
+            loaded: torch.nn.Module = torch.jit.load(str(path), map_location="cpu")  # type: ignore[no-untyped-call]
+        except (RuntimeError, ValueError, OSError) as error:
+            if _is_pickled(path):
+                raise DataError(
+                    f"{path} is a pickle, which could run any code, and is not opened; save the model with "
+                    "torch.export.save, or name a factory and give its weights as .safetensors."
+                ) from None
+            raise DataError(f"{path} is not a TorchScript file: {_line(error)}.") from None
+    return loaded
+
+
+def _is_pickled(path: Path) -> bool:
+    """Whether a file that is not TorchScript looks like one of torch.save or pickle.dump; its content is not read."""
+    try:
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                return any(name.endswith("data.pkl") for name in archive.namelist())
+        with path.open("rb") as stream:
+            return stream.read(1) == b"\x80"
+    except (OSError, zipfile.BadZipFile):
+        return False
+
+
+def _exported(path: Path) -> torch.nn.Module:
+    archive = clean_export(path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            return torch.export.load(archive).module()
+        except Exception as error:  # its reader raises every kind of error on a file it does not understand
+            raise DataError(f"{path} cannot be read as a torch.export file: {_line(error)}.") from None
+
+
+def _made(module: str, factory: str) -> torch.nn.Module:
+    reference = f"{module}:{factory}"
+    with _current_folder_first():
+        try:
+            function: Any = getattr(importlib.import_module(module), factory, None)
+        except Exception as error:  # somebody's module may fail in any way
+            raise InvalidInput(f"model {reference}: {module} cannot be imported: {_line(error)}.") from None
+        if not callable(function):
+            raise InvalidInput(f"model {reference}: {module} has no function {factory}.")
+        try:
+            made = function()
+        except Exception as error:
+            raise InvalidInput(f"model {reference}: {factory}() failed: {_line(error)}.") from None
+    if not isinstance(made, torch.nn.Module):
+        raise InvalidInput(f"model {reference}: {factory}() returned {type(made).__name__}, not a torch.nn.Module.")
+    return made
+
+
+@contextmanager
+def _current_folder_first() -> Iterator[None]:
+    folder = str(Path.cwd())
+    sys.path.insert(0, folder)
+    importlib.invalidate_caches()
+    try:
+        yield
+    finally:
+        sys.path.remove(folder)
+
+
+def read_weights(path: Path) -> dict[str, torch.Tensor]:
+    """The tensors of a .safetensors file, or of ``model.safetensors`` in the folder of a run, on the CPU.
+
+    Raises DataError where there is none or it cannot be read.
+    """
+    file = path / "model.safetensors" if path.is_dir() else path
+    if not file.is_file():
+        raise DataError(f"{file} does not exist; weights are a .safetensors file, or a folder of a run.")
+    if file.suffix != ".safetensors":
+        raise DataError(f"{file} is not a .safetensors file; convert it with safetensors.torch.save_file.")
+    try:
+        return load_file(file)
+    except (SafetensorError, OSError, ValueError) as error:
+        raise DataError(f"{file} cannot be read as .safetensors: {_line(error)}.") from None
+
+
+def _line(error: BaseException) -> str:
+    """The first words of another library's error, as one line."""
+    return " ".join(str(error).split()).rstrip(".")[:150] or type(error).__name__
