@@ -1,15 +1,30 @@
-"""Output folders that are written whole or not at all."""
+"""Output folders and files that are written whole or not at all.
+
+What is being written lies beside its target under a hidden name, ``.NAME.XXXXXXXX.partial``, readable by the owner only
+and locked (flock) as long as its process lives. Errors, Ctrl-C and SIGTERM remove it. SIGKILL and power cuts cannot be
+answered; the next run with the same target removes what they left, known by the free lock.
+"""
 
 from __future__ import annotations
 
+import fcntl
 import os
+import re
 import shutil
+import signal
+import stat
 import tempfile
+import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import FrameType
+from typing import BinaryIO
 
 from rdp_calc.errors import InvalidInput
+
+#: What asks a process to end and by default ends it without any cleaning up.
+TERMINATIONS = (signal.SIGTERM, signal.SIGHUP)
 
 
 def check_free(target: Path) -> None:
@@ -24,6 +39,11 @@ def check_free(target: Path) -> None:
         raise InvalidInput("output cannot be the folder you are in; name a new one.")
     if target.is_dir() and any(target.iterdir()):
         raise InvalidInput(f"output folder {target} is not empty; choose a new name.")
+    check_parent(target)
+
+
+def check_parent(target: Path) -> None:
+    """Raise InvalidInput unless ``target`` lies in a folder that exists and can be written."""
     parent = target.absolute().parent
     if not parent.is_dir():
         raise InvalidInput(f"the folder {parent} does not exist; create it first.")
@@ -32,23 +52,73 @@ def check_free(target: Path) -> None:
 
 
 @contextmanager
+def terminable() -> Iterator[None]:
+    """Inside the block SIGTERM and SIGHUP raise SystemExit(128 + number), so that cleaning up happens.
+
+    Only in the main thread, and only for signals that would end the process by default; otherwise nothing changes.
+    """
+    caught = []
+    if threading.current_thread() is threading.main_thread():
+        caught = [number for number in TERMINATIONS if signal.getsignal(number) == signal.SIG_DFL]
+    for number in caught:
+        signal.signal(number, _leave)
+    try:
+        yield
+    finally:
+        for number in caught:
+            signal.signal(number, signal.SIG_DFL)
+
+
+def _leave(number: int, frame: FrameType | None) -> None:
+    # Asked once is enough: a second request must not cut the cleaning up.
+    signal.signal(number, signal.SIG_IGN)
+    raise SystemExit(128 + number)
+
+
+@contextmanager
 def new_folder(target: Path) -> Iterator[Path]:
     """A working folder beside ``target`` that becomes ``target`` in one rename when the block ends well.
 
-    On any error, an interrupt included, the working folder is removed and ``target`` stays as it was.
+    On any error, Ctrl-C and SIGTERM included, the working folder is removed and ``target`` stays as it was. Working
+    folders that killed runs with the same target left behind are removed first.
     """
     check_free(target)
-    working = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".partial", dir=target.absolute().parent))
-    try:
-        yield working
-        for path in [p for p in working.rglob("*") if p.is_file()] + [working]:
-            _flush(path)
-        working.chmod(0o755)
-        working.rename(target)
-        _flush(target.absolute().parent)
-    except BaseException:
-        shutil.rmtree(working, ignore_errors=True)
-        raise
+    remove_stale(target)
+    with terminable():
+        working, lock = _working_folder(target)
+        try:
+            yield working
+            for path in [p for p in working.rglob("*") if p.is_file()] + [working]:
+                _flush(path)
+            working.chmod(0o755)
+            working.rename(target)
+            _flush(target.absolute().parent)
+        except BaseException:
+            shutil.rmtree(working, ignore_errors=True)
+            raise
+        finally:
+            os.close(lock)
+
+
+@contextmanager
+def replacement(path: Path, *, mode: int = 0o600) -> Iterator[BinaryIO]:
+    """A stream whose content becomes ``path`` in one rename when the block ends well, safe on disk by then.
+
+    When anything fails, the old content stays. The new file has the permissions ``mode``; until then only the owner
+    can read it.
+    """
+    name, stream = _working_file(path)
+    with stream:
+        try:
+            yield stream
+            stream.flush()
+            os.fchmod(stream.fileno(), mode)
+            os.fsync(stream.fileno())
+            name.replace(path)
+            _flush(path.absolute().parent)
+        except BaseException:
+            name.unlink(missing_ok=True)
+            raise
 
 
 def write_file(path: Path, content: str | bytes) -> None:
@@ -58,17 +128,62 @@ def write_file(path: Path, content: str | bytes) -> None:
         raise InvalidInput(f"the folder {parent} does not exist; create it first.")
     if path.is_dir():
         raise InvalidInput(f"{path} is a folder; name a file.")
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".partial", dir=parent)
+    remove_stale(path)
+    with replacement(path, mode=0o644) as stream:
+        stream.write(content.encode("utf-8") if isinstance(content, str) else content)
+
+
+def remove_stale(target: Path) -> None:
+    """Remove what killed processes left of ``target``: its partial folders and files whose lock is free.
+
+    Where locks do not work, on some network file systems, nothing is removed.
+    """
+    pattern = re.compile(re.escape(f".{target.name}.") + r"[a-z0-9_]{8}\.partial")
+    with suppress(OSError):
+        for path in [p for p in target.absolute().parent.iterdir() if pattern.fullmatch(p.name)]:
+            with suppress(OSError):
+                _remove_unlocked(path)
+
+
+def _remove_unlocked(path: Path) -> None:
+    # NONBLOCK: whatever else goes by such a name, a pipe for instance, must not hold the run up.
+    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
     try:
-        with os.fdopen(handle, "wb") as stream:
-            stream.write(content.encode("utf-8") if isinstance(content, str) else content)
-            stream.flush()
-            os.fsync(stream.fileno())
-        Path(name).chmod(0o644)
-        Path(name).replace(path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        kind = os.fstat(descriptor).st_mode
+        if stat.S_ISDIR(kind):
+            shutil.rmtree(path, ignore_errors=True)
+        elif stat.S_ISREG(kind):
+            path.unlink()
+    finally:
+        os.close(descriptor)
+
+
+def _working_folder(target: Path) -> tuple[Path, int]:
+    while True:
+        path = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".partial", dir=target.absolute().parent))
+        # Between its creation and its lock another process may take the folder for a stale one.
+        with suppress(FileNotFoundError):
+            descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+            if _lock(descriptor, path):
+                return path, descriptor
+            os.close(descriptor)
+
+
+def _working_file(target: Path) -> tuple[Path, BinaryIO]:
+    while True:
+        descriptor, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".partial", dir=target.absolute().parent)
+        if _lock(descriptor, Path(name)):
+            return Path(name), os.fdopen(descriptor, "wb")
+        os.close(descriptor)
+
+
+def _lock(descriptor: int, path: Path) -> bool:
+    """Lock an open file or folder for the life of its descriptor; False where ``path`` was removed meanwhile."""
+    # Where locks do not work, nobody can remove it either: removing needs the lock.
+    with suppress(OSError):
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+    return path.exists()
 
 
 def _flush(path: Path) -> None:
