@@ -39,7 +39,7 @@ PER_RECORD = ("dp-sgd",)
 
 OPTIMIZERS = ("sgd", "momentum", "adam")
 
-_PROBE_ROWS = 3
+_PROBE_ROWS, _PROBE_SEEDS = 3, 5
 _MOST_NAMED = 5
 _TOLERANCE = 1e-3
 
@@ -109,7 +109,7 @@ def module_problems(
     # A model that is refused anyway need not run, and may not be able to.
     if input_shape is not None and not errors:
         # A generator of its own: no guarantee rests on these numbers, and the run's source stays where it is.
-        rows = torch.rand((_PROBE_ROWS, *input_shape), generator=torch.Generator().manual_seed(0))
+        rows = torch.randn((_PROBE_ROWS, *input_shape), generator=torch.Generator().manual_seed(0))
         try:
             errors += _probe(module, method, rows, classes)
         except GuardFailed as error:
@@ -343,14 +343,21 @@ def _run(module: torch.nn.Module, rows: torch.Tensor, *, seed: int = 0) -> torch
 
 
 def _depends_on_others(module: torch.nn.Module, rows: torch.Tensor) -> bool:
-    """Whether the outputs of the first row have a derivative by another row; random layers do not disturb this."""
+    """Whether the outputs of any row have a derivative by another row; random layers do not disturb this."""
     rows = rows.clone().requires_grad_()
-    with torch.enable_grad():
-        outputs = module(rows)
-        if not outputs.requires_grad:
-            return False
-        (slope,) = torch.autograd.grad(outputs[0].sum(), rows, allow_unused=True)
-    return slope is not None and bool((slope[1:] != 0).any())
+    for seed in range(_PROBE_SEEDS):
+        # Several draws: dropout and ReLU may happen to cut every path. Random weights: a sum may be constant.
+        torch.manual_seed(seed)
+        with torch.enable_grad():
+            outputs = module(rows)
+            if not outputs.requires_grad:
+                return False
+            weighted = outputs.reshape(len(rows), -1) @ torch.rand_like(outputs[0].reshape(-1))
+            for i in range(len(rows)):
+                (slope,) = torch.autograd.grad(weighted[i], rows, retain_graph=True, allow_unused=True)
+                if slope is not None and bool((slope[torch.arange(len(rows)) != i] != 0).any()):
+                    return True
+    return False
 
 
 @contextlib.contextmanager

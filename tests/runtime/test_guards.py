@@ -19,6 +19,11 @@ NETWORK_METHODS = ("noisy-finetune", "blockwise-finetune", "model-clip", "output
 SHAPE = (6,)
 
 
+@pytest.fixture(autouse=True)
+def same_models() -> None:
+    torch.manual_seed(0)
+
+
 def problems(module: nn.Module, method: str = "noisy-finetune", **options: Any) -> list[str]:
     # opacus warns while it is imported, of things that are not ours.
     with warnings.catch_warnings():
