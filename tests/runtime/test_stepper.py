@@ -426,3 +426,26 @@ def test_killed_at_random_moments(seed: int, tmp_path: Path) -> None:
     assert report["equal"]
     assert report["partial"] == []
     assert report["kills"] > 5
+
+
+@pytest.mark.gpu
+def test_stopped_on_the_device(tmp_path: Path) -> None:
+    def carry_out(seed: int, stop: Stop | None, checkpoint: Checkpoint | None) -> torch.Tensor:
+        source = GaussianSource(torch.device("cuda"), seed=seed)
+        stepper = Stepper(source, progress=stop, checkpoint=checkpoint)
+        weights = torch.zeros(300, 5, device="cuda", dtype=torch.float64).t()
+        noise = torch.empty(5, 300, device="cuda", dtype=torch.float64)
+
+        def step(index: int) -> torch.Tensor:
+            source.fill(noise)
+            return weights.mul_(0.9).add_(noise).square().mean()
+
+        for name in ("learn", "unlearn"):
+            stepper.run(name, 5, {"weights": weights}, step)
+        return weights.clone()
+
+    expected = carry_out(5, None, None)
+    for at in range(1, 10):
+        with pytest.raises(Stopped):
+            carry_out(5, Stop(at), Checkpoint(tmp_path / f"{at}", BINDING, 0.0))
+        assert torch.equal(carry_out(77, None, Checkpoint(tmp_path / f"{at}", BINDING, 0.0)), expected)
