@@ -366,14 +366,12 @@ class Source:
     def restore(self, state):
         self.generator.bit_generator.state = state
 
-def run(checkpoint, seed, until=None):
+def run(checkpoint, seed):
     source = Source(seed)
     stepper = Stepper(source, checkpoint=checkpoint)
     weights = torch.zeros(30_000, dtype=torch.float64)
     slots = torch.zeros(300, dtype=torch.int64)
     def step(index):
-        if until is not None and time.perf_counter() > until:
-            return
         weights.mul_(0.99).add_(torch.from_numpy(source.generator.standard_normal(30_000)))
         slots.add_(index)
     for name in ("learn", "unlearn"):
