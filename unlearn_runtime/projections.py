@@ -17,7 +17,7 @@ from rdp_calc.errors import GuardFailed
 Range = tuple[int, int]
 
 #: Numbers in one tile on the CPU: a few of such float64 tiles fit into a core's second-level cache.
-_TILE = 2**15
+_TILE = 2**16
 
 _UNIT_ROUNDOFF = 2.0**-53
 
