@@ -15,10 +15,11 @@ import time
 import numpy as np
 import torch
 
-from unlearn_runtime.algorithms.langevin import RoundingGuard, noisy_gradient_descent
+from unlearn_runtime.algorithms.langevin import Update, descent
 from unlearn_runtime.data import encode_labels, load, preprocess, select_classes
 from unlearn_runtime.glm import GeneralisedLinearModel, Logistic
 from unlearn_runtime.noise import GaussianSource
+from unlearn_runtime.rounding import RoundingGuard
 
 _STRETCH = 250
 
@@ -32,7 +33,7 @@ def main() -> None:
     arguments = parser.parse_args()
     device = torch.device(arguments.device)
     model = _model(arguments.data, device)
-    source, guard = GaussianSource(device), RoundingGuard(gap=2 / len(model.rows), decay=0.954, step_size=3.8)
+    source, guard = GaussianSource(device), RoundingGuard(limit=8e-8, step_size=3.8)
     weights = torch.zeros(model.features, arguments.chains, dtype=torch.float64, device=device)
 
     rounded = torch.randn(model.features, arguments.chains, device=device)
@@ -67,18 +68,12 @@ def main() -> None:
         begun = time.perf_counter()
         totals["bare"] += begun - middle
 
-    with torch.no_grad():
-        noisy_gradient_descent(
-            model,
-            weights,
-            steps=arguments.steps,
-            step_size=3.8,
-            l2=0.012,
-            noise_std=0.0128,
-            source=source,
-            guard=guard,
-            on_step=in_turn,
-        )
+    update = Update(step_size=3.8, l2=0.012, noise_std=0.0128)
+    steps = arguments.steps
+    with torch.no_grad(), descent([model], weights, steps=steps, update=update, source=source, guard=guard) as step:
+        for index in range(steps):
+            step(index)
+            in_turn(index + 1)
     flops = 4 * model.rows.numel() * arguments.chains
     for name, seconds in totals.items():
         per_step = seconds / arguments.steps

@@ -15,10 +15,11 @@ from rdp_calc.errors import GuardFailed
 from rdp_calc.methods.langevin import Langevin
 from rdp_calc.plan import DEFAULT_EXECUTED_LEARN_STEPS, DataSpec, plan_from_result
 from rdp_calc.problem import Target
-from unlearn_runtime.algorithms.langevin import initial_weights, noisy_gradient_descent
 from unlearn_runtime.data import Dataset, parse_ids, preprocess
-from unlearn_runtime.execution import Execution, check_tails, records_for, regulariser, rounding_guard, unlearn_steps
+from unlearn_runtime.execution import Execution, check_tails
+from unlearn_runtime.glm_job import GlmJob
 from unlearn_runtime.noise import GaussianSource
+from unlearn_runtime.stepper import Stepper
 
 Array = npt.NDArray[Any]
 
@@ -92,7 +93,8 @@ class LangevinClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         self.certificate_level_ = self.plan_.certificate_level if self.seed is None else "none"
         self._source: GaussianSource | None = GaussianSource(torch.device("cpu"), seed=self.seed)
         self._weights: torch.Tensor | None = None
-        self._descend(None, self.learn_steps)
+        with torch.no_grad():
+            self._keep(self._job(None).learn()["weights"])
         return self
 
     def unlearn(self, indices: npt.ArrayLike) -> LangevinClassifier:
@@ -109,7 +111,9 @@ class LangevinClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         ids = parse_ids(",".join(str(i) for i in wanted), dataset_size=len(self._dataset.y_train))
         if len(ids) > self._method.group_size:
             raise GuardFailed(f"{len(ids)} rows to forget, the plan covers {self._method.group_size}; fit with more.")
-        self._descend(ids, unlearn_steps(self.plan_))
+        assert self._weights is not None
+        with torch.no_grad():
+            self._keep(self._job(ids).unlearn({"weights": self._weights})["weights"])
         self._forget_everything()
         return self
 
@@ -143,27 +147,21 @@ class LangevinClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         labels: Array = self.classes_[index]
         return labels
 
-    def _descend(self, ids: Array | None, steps: int) -> None:
+    def _job(self, ids: Array | None) -> GlmJob:
         assert self._dataset is not None
         assert self._source is not None
-        check_tails(self.plan_, self._source, self._dataset.x_train.shape[1] * max(1, len(self.classes_)))
-        guard = rounding_guard(self.plan_)
-        records = records_for(
-            self.plan_, self._dataset, ids, execution=Execution(), device=torch.device("cpu"), guard=guard
+        job = GlmJob(
+            self.plan_,
+            self._dataset,
+            ids=ids,
+            execution=Execution(),
+            device=torch.device("cpu"),
+            source=self._source,
+            stepper=Stepper(self._source),
         )
-        weights = None if self._weights is None else self._weights.clone()
-        with torch.no_grad():
-            if weights is None:
-                weights = initial_weights(records.full, 1, std=0.0, source=self._source)
-            noisy_gradient_descent(
-                records.retained,
-                weights,
-                steps=steps,
-                step_size=self._method.step_size,
-                l2=regulariser(self.plan_),
-                noise_std=self.plan_.noise_std,
-                source=self._source,
-                guard=guard,
-            )
+        check_tails(self.plan_, self._source, job.size)
+        return job
+
+    def _keep(self, weights: torch.Tensor) -> None:
         self._weights = weights
         self.coef_ = weights.t().numpy().copy()

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
 from concurrent.futures import Executor
+from dataclasses import dataclass, field
 from itertools import repeat
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy.typing as npt
 import torch
@@ -22,31 +24,118 @@ _CPU_BLOCK_BYTES = 8 * 2**20
 _CUDA_BLOCK_BYTES = 512 * 2**20
 
 
+@dataclass(frozen=True)
+class PublishedClip:
+    """Each record's gradient, data and l2 w together, clipped to Euclidean norm ``norm``: what published experiments
+    did. It can break the contraction, so runs with it are for comparison and certify nothing.
+    """
+
+    norm: float
+    l2: float
+
+
+@dataclass(frozen=True)
+class _Block:
+    """Rows that are read together; limits on their residuals and squared norms, (rows, 1), where a clip needs them."""
+
+    rows: torch.Tensor
+    labels: torch.Tensor
+    limits: torch.Tensor | None
+    squared_norms: torch.Tensor | None
+
+
+@dataclass(frozen=True)
+class _Buffers:
+    """What one worker writes to: products (rows, R x C), a block's gradient and the float64 sum (d, R x C), and sums
+    of clip factors (R,).
+    """
+
+    products: torch.Tensor
+    part: torch.Tensor
+    total: torch.Tensor
+    factors: torch.Tensor
+
+
+@dataclass
+class _Workspace:
+    """Buffers by worker, shared by models that are never computed at the same time."""
+
+    buffers: list[_Buffers] = field(default_factory=list)
+
+    def of(self, model: GeneralisedLinearModel, columns: int, workers: int) -> list[_Buffers]:
+        fits = self.buffers and self.buffers[0].part.shape[1] == columns and len(self.buffers) >= workers
+        if not fits or len(self.buffers[0].products) < model.block_rows:
+            rows = model.rows
+            self.buffers = [
+                _Buffers(
+                    rows.new_empty((model.block_rows, columns)),
+                    rows.new_empty((model.features, columns)),
+                    rows.new_zeros((model.features, columns), dtype=torch.float64),
+                    rows.new_zeros((columns // model.outputs,), dtype=torch.float64),
+                )
+                for _ in range(workers)
+            ]
+        return self.buffers
+
+
 class GeneralisedLinearModel(ABC):
     """Records of one objective. ``divisor`` is what the sum of gradients is divided by; it need not be the row count,
     because zero-out and replace adjacency keep the original one after records left.
+
+    residual_clip C: the residual r of a record is clipped to |r| <= C/||x||, so that no data gradient is longer than C
+    (one output only). published_clip: see there; mean_gradient then holds what the clip takes off the regulariser.
     """
 
-    def __init__(self, rows: torch.Tensor, labels: torch.Tensor, *, divisor: int, outputs: int) -> None:
+    #: Lipschitz constant of a record's residuals as a function of its products.
+    RESIDUAL_LIPSCHITZ: ClassVar[float] = 0.5
+
+    def __init__(
+        self,
+        rows: torch.Tensor,
+        labels: torch.Tensor,
+        *,
+        divisor: int,
+        outputs: int,
+        residual_clip: float | None = None,
+        published_clip: PublishedClip | None = None,
+    ) -> None:
         self.rows = rows
         self.labels = labels
         self.divisor = divisor
         self.outputs = outputs
+        self.residual_clip = residual_clip
+        self.published_clip = published_clip
+        if residual_clip is not None and outputs > 1:
+            raise ValueError("a residual can be clipped only where it is one number")
         workers = 1 if rows.is_cuda else torch.get_num_threads()
         budget = _CUDA_BLOCK_BYTES if rows.is_cuda else _CPU_BLOCK_BYTES
         most = max(256, budget // max(1, rows.element_size() * rows.shape[1]))
         # As many blocks for each worker, and all of one size: the last to finish decides.
         count = workers * -(-len(rows) // (workers * most))
-        self._block_rows = -(-len(rows) // count) if count else 0
-        starts = range(0, len(rows), self._block_rows or 1)
-        self._blocks = [(rows[i : i + self._block_rows], labels[i : i + self._block_rows]) for i in starts]
+        self.block_rows = -(-len(rows) // count) if count else 0
+        self._blocks = [self._block(i) for i in range(0, len(rows), self.block_rows or 1)]
         self._shares = [self._blocks[i::workers] for i in range(workers) if self._blocks[i::workers]]
-        self._buffers: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []
+        self._workspace = _Workspace()
+        self._longest: float | None = None
+
+    def _block(self, start: int) -> _Block:
+        rows = self.rows[start : start + self.block_rows]
+        limits = squared = None
+        if self.residual_clip is not None:
+            limits = _safe_limits(rows, self.residual_clip)
+        if self.published_clip is not None:
+            squared = rows.double().square().sum(dim=1, keepdim=True).to(rows.dtype)
+        return _Block(rows, self.labels[start : start + self.block_rows], limits, squared)
 
     @property
     def features(self) -> int:
         """Columns d, an intercept included."""
         return self.rows.shape[1]
+
+    @property
+    def residual_size(self) -> float:
+        """A bound on the Euclidean norm of a record's residuals."""
+        return math.sqrt(2)
 
     def mean_gradient(self, weights: torch.Tensor, *, workers: Executor | None = None) -> torch.Tensor:
         """The data gradient divided by ``divisor``, float64 (d, R x C) like ``weights``, computed in the dtype of the
@@ -56,111 +145,271 @@ class GeneralisedLinearModel(ABC):
 
         The result is a buffer that the next call overwrites.
         """
-        columns = weights.shape[1]
-        if not self._buffers or self._buffers[0][0].shape[1] != columns:
-            self._buffers = [
-                (
-                    self.rows.new_empty((self._block_rows, columns)),
-                    self.rows.new_empty((self.features, columns)),
-                    self.rows.new_zeros((self.features, columns), dtype=torch.float64),
-                )
-                for _ in range(max(1, len(self._shares)))
-            ]
+        shares = len(self._shares)
+        buffers = self._workspace.of(self, weights.shape[1], max(1, shares))
+        if not shares:
+            return buffers[0].total.zero_()
         run = map if workers is None else workers.map
-        for _ in run(self._add_share, range(len(self._shares)), repeat(weights)):
+        for _ in run(self._add_share, range(shares), repeat(weights), repeat(buffers)):
             pass
-        total = self._buffers[0][2]
-        for _, _, part in self._buffers[1:]:
-            total += part
-        return total.div_(self.divisor)
+        total = buffers[0].total
+        for other in buffers[1:shares]:
+            total += other.total
+        total.div_(self.divisor)
+        if self.published_clip is not None:
+            factors = buffers[0].factors
+            for other in buffers[1:shares]:
+                factors += other.factors
+            self._shrink_regulariser(total, weights, factors)
+        return total
 
-    def _add_share(self, index: int, weights: torch.Tensor) -> None:
+    def _add_share(self, index: int, weights: torch.Tensor, buffers: list[_Buffers]) -> None:
         """The sum over one worker's blocks, into its own buffers."""
-        scratch, part, total = self._buffers[index]
-        total.zero_()
+        own = buffers[index]
+        own.total.zero_()
+        own.factors.zero_()
         with torch.no_grad():
-            for rows, labels in self._shares[index]:
-                products = scratch[: len(rows)]
-                torch.mm(rows, weights, out=products)
-                self.residuals_(products, labels)
-                torch.mm(rows.t(), products, out=part)
-                total += part
+            for block in self._shares[index]:
+                products = own.products[: len(block.rows)]
+                torch.mm(block.rows, weights, out=products)
+                self._clipped_residuals_(products, block, weights, own.factors)
+                torch.mm(block.rows.t(), products, out=own.part)
+                own.total.add_(own.part)
 
     def exact_mean_gradient(self, weights: torch.Tensor) -> torch.Tensor:
         """The same gradient in float64, in row blocks so that no float64 copy of the data is made."""
         total = torch.zeros_like(weights, dtype=torch.float64)
+        factors = total.new_zeros(weights.shape[1] // self.outputs)
         exact = weights.double()
-        for rows, labels in self._blocks:
-            doubled = rows.double()
+        for block in self._blocks:
+            doubled = block.rows.double()
             products = doubled @ exact
-            self.residuals_(products, labels)
+            self._clipped_residuals_(products, block, exact, factors)
             total += doubled.t() @ products
-        return total.div_(self.divisor)
+        total.div_(self.divisor)
+        if self.published_clip is not None:
+            self._shrink_regulariser(total, exact, factors)
+        return total
+
+    def _clipped_residuals_(
+        self, products: torch.Tensor, block: _Block, weights: torch.Tensor, factors: torch.Tensor
+    ) -> None:
+        before = products.clone() if self.published_clip is not None else products
+        self.residuals_(products, block.labels)
+        if block.limits is not None:
+            torch.clamp(products, min=-block.limits, max=block.limits, out=products)
+        if self.published_clip is not None and block.squared_norms is not None:
+            factors += self._clip_as_published_(products, before, block.squared_norms, weights)
+
+    def _clip_as_published_(
+        self, residuals: torch.Tensor, products: torch.Tensor, squared_norms: torch.Tensor, weights: torch.Tensor
+    ) -> torch.Tensor:
+        """Scale residuals by min(1, C/||r x + l2 w||), overwriting ``products``; the sum of the factors, (R,).
+
+        ||r x + l2 w||^2 = |r|^2 |x|^2 + 2 l2 r.(W x) + l2^2 |W|^2 follows from the products: no gradient of a record is
+        formed.
+        """
+        assert self.published_clip is not None
+        clip, l2 = self.published_clip.norm, self.published_clip.l2
+        own = l2**2 * self._chain_squares(weights).to(products.dtype)
+        # In place, on numbers that are still in the cache: squared norms, then factors.
+        squares = products.mul_(2 * l2).addcmul_(residuals, squared_norms).mul_(residuals)
+        if self.outputs > 1:
+            squares = squares.view(len(products), -1, self.outputs).sum(dim=2)
+        found = squares.add_(own).clamp_(min=0).rsqrt_().mul_(clip).clamp_(max=1)
+        shaped = residuals.view(len(residuals), -1, self.outputs)
+        shaped *= found[:, :, None]
+        return found.sum(dim=0, dtype=torch.float64)
+
+    def _shrink_regulariser(self, total: torch.Tensor, weights: torch.Tensor, factors: torch.Tensor) -> None:
+        """Add (mean factor - 1) l2 w. A record that was zeroed or replaced counts as one without a data gradient."""
+        assert self.published_clip is not None
+        clip, l2 = self.published_clip.norm, self.published_clip.l2
+        null = (self._chain_squares(weights).sqrt() * l2).reciprocal_().mul_(clip).clamp_(max=1)
+        mean = (factors + (self.divisor - len(self.rows)) * null) / self.divisor
+        total += (l2 * (mean - 1)).repeat_interleave(self.outputs) * weights
+
+    def _chain_squares(self, weights: torch.Tensor) -> torch.Tensor:
+        """Squared Euclidean norms (R,) of the chains, float64."""
+        return weights.double().view(self.features, -1, self.outputs).square().sum(dim=(0, 2))
 
     def rounding_bound(self, weight_norm: float) -> float:
         """A bound on the L2 rounding error of ``mean_gradient`` at weights of this norm, in any order of summation.
 
         gamma_k = k u bounds a sum of k products (Higham 2002, section 3.1, to first order, doubled for the rest). Rows
-        have norm at most B, found here; errors of the products pass through residuals that are 1/2-Lipschitz at most
-        and at most sqrt(2) long.
+        have norm at most B, found here; errors of the products pass through the residuals' Lipschitz constant and join
+        a few roundings of residuals of at most ``residual_size``. Not for a published clip.
         """
         if not len(self.rows):
             return 0.0
-        unit = torch.finfo(self.rows.dtype).eps
-        longest = float(torch.linalg.vector_norm(self.rows, dim=1).max())
+        if self._longest is None:
+            self._longest = float(torch.linalg.vector_norm(self.rows, dim=1).max())
+        unit, longest, size = torch.finfo(self.rows.dtype).eps, self._longest, self.residual_size
         product = (self.features + 1) * unit * longest * weight_norm
-        residual = product / 2 + (self.outputs + 8) * unit
-        summed = math.sqrt(2) * (self._block_rows + len(self._blocks)) * unit
+        residual = self.RESIDUAL_LIPSCHITZ * product + (self.outputs + 8) * unit * size
+        summed = size * (self.block_rows + len(self._blocks)) * unit
         return 2 * longest * (residual + summed) * len(self.rows) / self.divisor
 
     def kept(self, mask: torch.Tensor, *, divisor: int) -> GeneralisedLinearModel:
         """The objective of the records where ``mask`` is true, copied, over another divisor."""
-        return type(self)(self.rows[mask], self.labels[mask], divisor=divisor, outputs=self.outputs)
+        return self._like(self.rows[mask], self.labels[mask], divisor)
 
-    def accuracy(self, weights: torch.Tensor) -> Array:
-        """The share of records classified correctly by each chain, shape (R,). Raises ValueError without records."""
+    def arranged(self, order: torch.Tensor) -> GeneralisedLinearModel:
+        """The same objective with its records copied in another order."""
+        return self._like(self.rows[order], self.labels[order], self.divisor)
+
+    def parts(self, ranges: list[tuple[int, int]], divisors: list[int]) -> list[GeneralisedLinearModel]:
+        """Objectives of ranges of rows, not copied, for use one at a time: they share their buffers."""
+        found = [
+            self._like(self.rows[a:b], self.labels[a:b], divisor)
+            for (a, b), divisor in zip(ranges, divisors, strict=True)
+        ]
+        for part in found:
+            part._workspace = self._workspace
+        return found
+
+    def _like(self, rows: torch.Tensor, labels: torch.Tensor, divisor: int) -> GeneralisedLinearModel:
+        return type(self)(rows, labels, divisor=divisor, outputs=self.outputs, **self.options())
+
+    def options(self) -> dict[str, Any]:
+        """The keywords beside ``divisor`` and ``outputs`` that make an equal objective of other records."""
+        return {"residual_clip": self.residual_clip, "published_clip": self.published_clip}
+
+    def hessian(self, weights: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
+        """The product of the Hessian of the data term at one chain (d, C) with a matrix (d, C), in the dtype of the
+        rows; a generalised derivative where residuals have a kink. Two matrix products a call.
+        """
+        curvatures = []
+        for block in self._blocks:
+            products = block.rows @ weights
+            curvature = self.curvature(products, block.labels)
+            if block.limits is not None:
+                self.residuals_(products, block.labels)
+                curvature = torch.where(products.abs() < block.limits, curvature, 0.0)
+            curvatures.append(curvature)
+
+        def times(direction: torch.Tensor) -> torch.Tensor:
+            total = torch.zeros_like(direction)
+            for block, curvature in zip(self._blocks, curvatures, strict=True):
+                moved = curvature * (block.rows @ direction)
+                if self.outputs > 1:
+                    # diag(p) - p p^T
+                    moved -= curvature * moved.sum(dim=1, keepdim=True)
+                total += block.rows.t() @ moved
+            return total.div_(self.divisor)
+
+        return times
+
+    def accuracy(self, weights: torch.Tensor) -> Array | None:
+        """The share of records classified correctly by each chain, (R,); None where labels are no classes. Raises
+        ValueError without records.
+        """
+        if not self.classifies:
+            return None
+        return self._averaged(weights, "accuracy", self.correct)
+
+    def loss(self, weights: torch.Tensor) -> Array:
+        """The mean loss of the records by chain, (R,), without regulariser and clipping. ValueError without records."""
+        return self._averaged(weights, "loss", self.losses)
+
+    def _averaged(
+        self, weights: torch.Tensor, name: str, of: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+    ) -> Array:
         if self.rows.shape[0] == 0:
-            raise ValueError("accuracy of no records")
-        correct = self.correct(torch.mm(self.rows, weights.to(self.rows.dtype)))
-        return correct.double().mean(dim=0).cpu().numpy()
+            raise ValueError(f"{name} of no records")
+        rounded = weights.to(self.rows.dtype)
+
+        def sums() -> Iterator[torch.Tensor]:
+            for block in self._blocks:
+                yield of(torch.mm(block.rows, rounded), block.labels).sum(dim=0, dtype=torch.float64)
+
+        return (torch.stack(list(sums())).sum(dim=0) / len(self.rows)).cpu().numpy()
+
+    @property
+    def classifies(self) -> bool:
+        """Whether labels are classes, so that there is an accuracy."""
+        return True
 
     @abstractmethod
     def residuals_(self, products: torch.Tensor, labels: torch.Tensor) -> None:
         """Turn rows @ weights (rows, R x C) in place into the derivative of each record's loss by its products."""
 
     @abstractmethod
-    def correct(self, products: torch.Tensor) -> torch.Tensor:
-        """Which records each chain classifies correctly, boolean (n, R)."""
+    def curvature(self, products: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """Second derivative of each record's loss by its product (rows, R); for C > 1 outputs the probabilities p of
+        one chain (rows, C), whose diag(p) - p p^T it is.
+        """
+
+    @abstractmethod
+    def losses(self, products: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """Loss of each record by chain, (rows, R)."""
+
+    @abstractmethod
+    def correct(self, products: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """Which records each chain classifies correctly, boolean (rows, R)."""
 
     @classmethod
-    @abstractmethod
-    def from_arrays(cls, rows: Array, labels: Array, *, classes: int, device: torch.device) -> GeneralisedLinearModel:
+    def from_arrays(
+        cls, rows: Array, labels: Array, *, classes: int, device: torch.device, **options: Any
+    ) -> GeneralisedLinearModel:
         """The objective of all records, divided by their number. Takes ``rows`` over: it may be changed in place."""
+        return cls(
+            torch.from_numpy(rows).to(device),
+            torch.from_numpy(labels).to(device),
+            divisor=len(rows),
+            outputs=cls.outputs_of(classes),
+            **options,
+        )
+
+    @staticmethod
+    def outputs_of(classes: int) -> int:
+        """Outputs C of a model for so many classes."""
+        return 1
+
+
+def _safe_limits(rows: torch.Tensor, clip: float) -> torch.Tensor:
+    """clip / ||row||, (rows, 1), rounded down by more than norm, division and the dtype can add."""
+    slack = 1 - max(2.0**-40, (rows.shape[1] + 16) * 2.0**-51)
+    exact = clip * slack / torch.linalg.vector_norm(rows.double(), dim=1, keepdim=True)
+    return _rounded_down(exact, rows.dtype)
+
+
+def _rounded_down(values: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """Values >= 0 in another dtype, never larger."""
+    rounded = values.to(dtype)
+    return torch.where(rounded.double() > values, torch.nextafter(rounded, torch.zeros_like(rounded)), rounded)
 
 
 class Logistic(GeneralisedLinearModel):
     """ln(1 + exp(-y w.x)) with y in {-1, +1}. Rows are stored as -y x, so that the loss is softplus(row . w)."""
 
     @classmethod
-    def from_arrays(cls, rows: Array, labels: Array, *, classes: int, device: torch.device) -> Logistic:
+    def from_arrays(
+        cls, rows: Array, labels: Array, *, classes: int, device: torch.device, **options: Any
+    ) -> GeneralisedLinearModel:
         rows *= -labels[:, None].astype(rows.dtype)
-        return cls(torch.from_numpy(rows).to(device), torch.from_numpy(labels).to(device), divisor=len(rows), outputs=1)
+        return super().from_arrays(rows, labels, classes=classes, device=device, **options)
 
     def residuals_(self, products: torch.Tensor, labels: torch.Tensor) -> None:
         products.sigmoid_()
 
-    def correct(self, products: torch.Tensor) -> torch.Tensor:
+    def curvature(self, products: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        share = products.sigmoid()
+        return share * (1 - share)
+
+    def losses(self, products: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        return torch.logaddexp(torch.zeros_like(products), products)
+
+    def correct(self, products: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         return products < 0
 
 
 class Softmax(GeneralisedLinearModel):
     """Cross-entropy of softmax outputs; labels are indices 0..C-1, and a chain's C columns are neighbours."""
 
-    @classmethod
-    def from_arrays(cls, rows: Array, labels: Array, *, classes: int, device: torch.device) -> Softmax:
-        return cls(
-            torch.from_numpy(rows).to(device), torch.from_numpy(labels).to(device), divisor=len(rows), outputs=classes
-        )
+    @staticmethod
+    def outputs_of(classes: int) -> int:
+        return classes
 
     def residuals_(self, products: torch.Tensor, labels: torch.Tensor) -> None:
         scores = products.view(len(products), -1, self.outputs)
@@ -170,8 +419,55 @@ class Softmax(GeneralisedLinearModel):
         index = labels.view(-1, 1, 1).expand(-1, scores.shape[1], 1)
         scores.scatter_add_(2, index, scores.new_full((), -1.0).expand(index.shape))
 
-    def correct(self, products: torch.Tensor) -> torch.Tensor:
-        return products.view(len(products), -1, self.outputs).argmax(dim=2) == self.labels.view(-1, 1)
+    def curvature(self, products: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        return torch.softmax(products, dim=1)
+
+    def losses(self, products: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        scores = products.view(len(products), -1, self.outputs)
+        index = labels.view(-1, 1, 1).expand(-1, scores.shape[1], 1)
+        return torch.logsumexp(scores, dim=2) - scores.gather(2, index)[:, :, 0]
+
+    def correct(self, products: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        return products.view(len(products), -1, self.outputs).argmax(dim=2) == labels.view(-1, 1)
 
 
-MODELS: dict[str, type[GeneralisedLinearModel]] = {"logistic": Logistic, "softmax": Softmax}
+class Huber(GeneralisedLinearModel):
+    """(x.w - y)^2 / 2 up to |x.w - y| = threshold h, linear beyond, for real labels or, with ``signs``, -1 and +1."""
+
+    RESIDUAL_LIPSCHITZ = 1.0
+
+    def __init__(
+        self, rows: torch.Tensor, labels: torch.Tensor, *, threshold: float, signs: bool = False, **settings: Any
+    ) -> None:
+        # Rounded down, so that no residual is longer than the h that is accounted for.
+        self.threshold = float(_rounded_down(torch.tensor(threshold, dtype=torch.float64), rows.dtype))
+        self.signs = signs
+        super().__init__(rows, labels.to(rows.dtype).view(-1, 1), **settings)
+
+    @property
+    def residual_size(self) -> float:
+        return self.threshold
+
+    def options(self) -> dict[str, Any]:
+        return {**super().options(), "threshold": self.threshold, "signs": self.signs}
+
+    @property
+    def classifies(self) -> bool:
+        return self.signs
+
+    def residuals_(self, products: torch.Tensor, labels: torch.Tensor) -> None:
+        products.sub_(labels).clamp_(-self.threshold, self.threshold)
+
+    def curvature(self, products: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        return ((products - labels).abs() < self.threshold).to(products.dtype)
+
+    def losses(self, products: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.huber_loss(
+            products, labels.expand_as(products), reduction="none", delta=self.threshold
+        )
+
+    def correct(self, products: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        return torch.where(products > 0, 1.0, -1.0) == labels
+
+
+MODELS: dict[str, type[GeneralisedLinearModel]] = {"logistic": Logistic, "softmax": Softmax, "huber": Huber}

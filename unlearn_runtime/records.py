@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -10,41 +11,63 @@ import numpy.typing as npt
 import torch
 
 from rdp_calc.errors import DataError, GuardFailed
+from rdp_calc.losses import Constants
 from rdp_calc.plan import Plan
 from unlearn_runtime.data import Dataset, encode_labels, preprocess
-from unlearn_runtime.glm import MODELS, GeneralisedLinearModel
+from unlearn_runtime.glm import MODELS, GeneralisedLinearModel, PublishedClip
+from unlearn_runtime.rounding import RoundingGuard
+
+DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
 Array = npt.NDArray[Any]
+
+_NO_IDS: Array = np.array([], dtype=np.int64)
 
 
 @dataclass(frozen=True)
 class Records:
-    """Objectives as models: all records over n, the retained ones over the divisor of the adjacency, the forgotten
-    ones and the test set (None where there is none).
+    """Objectives as models: all records present before the request over their number, the retained ones over the
+    divisor of the adjacency, the forgotten ones and the test set (None where there is none).
+
+    ``present``: the numbers in the data set of the records of ``full``; ``stays``: which of them are retained.
     """
 
     full: GeneralisedLinearModel
     retained: GeneralisedLinearModel
     forgotten: GeneralisedLinearModel | None
     test: GeneralisedLinearModel | None
+    present: Array
+    stays: Array
 
-    def accuracies(self, weights: torch.Tensor) -> dict[str, Any]:
-        """{train (retained records), test, forget}_accuracy, each {mean, std, chains}, or None without records."""
+    def metrics(self, weights: torch.Tensor) -> dict[str, Any]:
+        """{train (retained records), test, forget}_{accuracy, loss}, each {mean, std, chains}, or None without records,
+        and for an accuracy without classes.
+        """
         parts = {"train": self.retained, "test": self.test, "forget": self.forgotten}
-        return {f"{name}_accuracy": _summary(model, weights) for name, model in parts.items()}
+        found: dict[str, Any] = {}
+        for measure in ("accuracy", "loss"):
+            for name, model in parts.items():
+                values = None if model is None or not len(model.rows) else getattr(model, measure)(weights)
+                found[f"{name}_{measure}"] = _summary(values)
+        return found
 
 
 def check_data(plan: Plan, dataset: Dataset) -> tuple[str, ...]:
-    """The class list, after checking that size, features and classes are the plan's. Raises DataError otherwise."""
+    """The class list, empty for labels that are real numbers, after checking that size, features and classes are the
+    plan's. Raises DataError otherwise.
+    """
     size = getattr(plan.method, "dataset_size", None)
     features = dataset.x_train.shape[1]
-    if len(dataset.y_train) != size:
+    if size is not None and len(dataset.y_train) != size:
         raise DataError(f"{dataset.source} has {len(dataset.y_train)} training records, the plan is for {size}.")
     if plan.data.features is not None and features != plan.data.features:
         raise DataError(f"{dataset.source} has {features} features, the plan is for {plan.data.features}.")
-    present = {str(label) for label in np.unique(dataset.y_train)}
     if plan.data.classes is not None:
         return plan.data.classes
+    constants = getattr(plan.method, "constants", None)
+    if constants is not None and constants.loss == "huber":
+        return ()
+    present = {str(label) for label in np.unique(dataset.y_train)}
     for pair in (("-1", "1"), ("0", "1")):
         if present <= set(pair):
             return pair
@@ -61,14 +84,18 @@ def prepare_records(
     *,
     device: torch.device,
     dtype: torch.dtype,
+    gone: Array | None = None,
+    published_clip: float | None = None,
 ) -> Records:
-    """Rows scaled to the feature norm, labels encoded, forgotten rows out of the objective as the adjacency says.
+    """Rows scaled to the feature norm, labels encoded, forgotten rows out of the objective as the adjacency says, and
+    before that the rows ``gone`` that earlier requests removed.
 
-    remove: mean over the retained records. zero-out and replace keep the divisor n: a zeroed record contributes
-    nothing, and a replaced one becomes the null record, whose data gradient is 0.
+    remove: mean over the records left. zero-out and replace keep the divisor n: a zeroed record contributes nothing,
+    and a replaced one becomes the null record, whose data gradient is 0.
     """
     classes = check_data(plan, dataset)
-    kind = MODELS[_loss(plan)]
+    constants = _constants(plan)
+    options = _model_options(constants, classes, dataset, published_clip)
 
     def model(rows: Array, labels: Array, feature_norm: float) -> GeneralisedLinearModel:
         prepared = preprocess(
@@ -79,40 +106,124 @@ def prepare_records(
             intercept=plan.data.intercept,
             dtype=np.float32 if dtype == torch.float32 else np.float64,
         )
-        encoded = encode_labels(labels, classes, loss=_loss(plan))
-        return kind.from_arrays(prepared, encoded, classes=len(classes), device=device)
+        encoded = encode_labels(labels, classes, loss=constants.loss or "")
+        return MODELS[constants.loss or ""].from_arrays(
+            prepared, encoded, classes=len(classes), device=device, **options
+        )
 
-    full = model(dataset.x_train, dataset.y_train, plan.data.feature_norm)
+    everything = model(dataset.x_train, dataset.y_train, plan.data.feature_norm)
+    gone, asked = _NO_IDS if gone is None else gone, _NO_IDS if ids is None else ids
+    size = len(dataset.y_train)
+    # Methods whose guarantee holds for any change of the data train on the mean of what is left.
+    removes = plan.method.adjacency_shown in ("remove", "any")
+
+    def without(source: GeneralisedLinearModel, mask: Array, removed: int) -> GeneralisedLinearModel:
+        divisor = size - removed if removes else size
+        if divisor < 1:
+            raise DataError("no record is retained, so there is no objective; forget fewer.")
+        return source.kept(torch.from_numpy(mask).to(device), divisor=divisor)
+
+    here = _mask_without(size, gone)
+    full = everything if not len(gone) else without(everything, here, len(gone))
+    present = np.flatnonzero(here)
+    stays = _mask_without(size, asked)[present]
     retained, forgotten = full, None
     if ids is not None:
-        mask = torch.ones(len(dataset.y_train), dtype=torch.bool, device=device)
-        mask[torch.from_numpy(ids).to(device)] = False
-        removes = plan.method.adjacency_shown == "remove"
-        retained = full.kept(mask, divisor=full.divisor - len(ids) if removes else full.divisor)
-        forgotten = full.kept(~mask, divisor=len(ids))
+        retained = without(full, stays, len(gone) + len(ids))
+        forgotten = full.kept(torch.from_numpy(~stays).to(device), divisor=max(1, len(ids)))
     test = None
     if dataset.x_test is not None and dataset.y_test is not None and len(dataset.y_test):
         # Test records are under no guarantee: with preprocess none a longer one is kept as it is.
         norm = 1e30 if plan.data.preprocess == "none" else plan.data.feature_norm
         test = model(dataset.x_test, dataset.y_test, norm)
-    return Records(full=full, retained=retained, forgotten=forgotten, test=test)
+    return Records(full=full, retained=retained, forgotten=forgotten, test=test, present=present, stays=stays)
 
 
-def _loss(plan: Plan) -> str:
-    constants = getattr(plan.method, "constants", None)
-    loss = None if constants is None else constants.loss
-    if loss is None:
+def records_for(
+    plan: Plan,
+    dataset: Dataset,
+    ids: Array | None,
+    *,
+    chains: int,
+    dtype: str | None,
+    device: torch.device,
+    guard: RoundingGuard,
+    gone: Array | None = None,
+    published_clip: float | None = None,
+) -> Records:
+    """The records in the dtype asked for, or in float32 where its rounding is well below the limit, else in float64."""
+
+    def prepared(kind: torch.dtype) -> Records:
+        return prepare_records(plan, dataset, ids, device=device, dtype=kind, gone=gone, published_clip=published_clip)
+
+    if dtype is not None:
+        return prepared(DTYPES[dtype])
+    records = prepared(torch.float32)
+    trial = replace(guard)
+    for weights in _trial_weights(records.full, chains, l2=regulariser(plan), radius=_radius(plan)):
+        trial.measure(records.full, weights)
+    # Half the limit, so that the guard does not stop a run that started in float32.
+    if trial.largest <= guard.limit / 2:
+        return records
+    return prepared(torch.float64)
+
+
+def regulariser(plan: Plan) -> float:
+    """The coefficient l2 of the plan."""
+    l2 = _constants(plan).l2
+    assert l2 is not None
+    return l2
+
+
+def _trial_weights(
+    model: GeneralisedLinearModel, chains: int, *, l2: float, radius: float | None
+) -> list[torch.Tensor]:
+    """Zero, and a fixed direction at the largest norm a minimiser can have: (l2/2) ||w||^2 <= F(w) <= F(0).
+
+    Fixed, because the choice of the arithmetic must not depend on the noise of the run.
+    """
+    direction = torch.linspace(-1, 1, model.features * model.outputs, dtype=torch.float64, device=model.rows.device)
+    zero = torch.zeros(model.features, model.outputs, dtype=torch.float64, device=model.rows.device)
+    norm = math.sqrt(2 * float(model.loss(zero)[0]) / l2) if len(model.rows) else 0.0
+    norm = norm if radius is None else min(norm, radius)
+    far = (norm * direction / direction.norm()).view(model.features, model.outputs).repeat(1, chains)
+    return [torch.zeros_like(far), far]
+
+
+def _radius(plan: Plan) -> float | None:
+    radius: float | None = getattr(plan.method, "radius", None)
+    return radius
+
+
+def _model_options(
+    constants: Constants, classes: tuple[str, ...], dataset: Dataset, published_clip: float | None
+) -> dict[str, Any]:
+    options: dict[str, Any] = {"residual_clip": constants.residual_clip}
+    if published_clip is not None:
+        options["published_clip"] = PublishedClip(published_clip, constants.l2 or 0.0)
+    if constants.loss == "huber":
+        options["threshold"] = constants.huber_threshold
+        options["signs"] = bool(classes) or set(np.unique(dataset.y_train).tolist()) <= {-1, 1}
+    return options
+
+
+def _mask_without(size: int, ids: Array) -> npt.NDArray[np.bool_]:
+    mask = np.ones(size, dtype=bool)
+    mask[ids] = False
+    return mask
+
+
+def _constants(plan: Plan) -> Constants:
+    constants: Constants | None = getattr(plan.method, "constants", None)
+    if constants is None or constants.loss is None:
         raise GuardFailed(
             "this plan was made from typed constants and names no loss, so no model is known to have them; plan with"
             " --loss and --l2."
         )
-    if loss not in MODELS:
-        raise GuardFailed(f"loss {loss} is not executable yet; the runtime has {', '.join(MODELS)}.")
-    return str(loss)
+    return constants
 
 
-def _summary(model: GeneralisedLinearModel | None, weights: torch.Tensor) -> dict[str, Any] | None:
-    if model is None or model.rows.shape[0] == 0:
+def _summary(values: Array | None) -> dict[str, Any] | None:
+    if values is None:
         return None
-    values = model.accuracy(weights)
     return {"mean": float(values.mean()), "std": float(values.std()), "chains": len(values)}

@@ -15,16 +15,17 @@ from scipy.special import logsumexp
 
 from rdp_calc.errors import GuardFailed
 from unlearn_runtime.algorithms import langevin
-from unlearn_runtime.algorithms.langevin import RoundingGuard, initial_weights, noisy_gradient_descent
+from unlearn_runtime.algorithms.langevin import Update, descent, initial_weights
 from unlearn_runtime.glm import MODELS, GeneralisedLinearModel, Logistic
 from unlearn_runtime.noise import GaussianSource
+from unlearn_runtime.rounding import RoundingGuard
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 Array = npt.NDArray[Any]
 CPU = torch.device("cpu")
 CHAINS = 20_000
-UNGUARDED = RoundingGuard(gap=math.inf, decay=1.0, step_size=1.0)
+UNGUARDED = RoundingGuard(limit=math.inf, step_size=1.0)
 
 
 class LeastSquares(GeneralisedLinearModel):
@@ -37,7 +38,13 @@ class LeastSquares(GeneralisedLinearModel):
     def residuals_(self, products: torch.Tensor, labels: torch.Tensor) -> None:
         products -= labels
 
-    def correct(self, products: torch.Tensor) -> torch.Tensor:
+    def curvature(self, products: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        return torch.ones_like(products)
+
+    def losses(self, products: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        return (products - labels) ** 2 / 2
+
+    def correct(self, products: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         raise NotImplementedError
 
 
@@ -52,15 +59,21 @@ def model_of(x: Array, y: Array, divisor: int) -> LeastSquares:
     return model.kept(torch.ones(len(x), dtype=torch.bool), divisor=divisor)  # type: ignore[return-value]
 
 
-def descend(model: GeneralisedLinearModel, weights: torch.Tensor, *, steps: int, **settings: float) -> None:
-    noisy_gradient_descent(
-        model,
-        weights,
-        steps=steps,
-        source=GaussianSource(CPU),
-        guard=UNGUARDED,
-        **settings,  # type: ignore[arg-type]
-    )
+def descend(
+    model: GeneralisedLinearModel,
+    weights: torch.Tensor,
+    *,
+    steps: int,
+    source: GaussianSource | None = None,
+    guard: RoundingGuard = UNGUARDED,
+    on_step: Callable[[int], None] = lambda step: None,
+    **settings: float,
+) -> None:
+    source, update = source or GaussianSource(CPU), Update(**settings)
+    with descent([model], weights, steps=steps, update=update, source=source, guard=guard) as step:
+        for index in range(steps):
+            step(index)
+            on_step(index + 1)
 
 
 class Gaussian:
@@ -155,15 +168,9 @@ def test_zero_steps_change_nothing() -> None:
 def test_steps_are_counted_one_by_one() -> None:
     x, y = records()
     seen: list[int] = []
-    noisy_gradient_descent(
-        model_of(x, y, 40),
-        torch.zeros(3, 1, dtype=torch.float64),
-        steps=5,
-        source=GaussianSource(CPU),
-        guard=RoundingGuard(gap=1.0, decay=1.0, step_size=0.5),
-        on_step=seen.append,
-        **SETTINGS,
-    )
+    guard = RoundingGuard(limit=1.0, step_size=0.5)
+    weights = torch.zeros(3, 1, dtype=torch.float64)
+    descend(model_of(x, y, 40), weights, steps=5, guard=guard, on_step=seen.append, **SETTINGS)
     assert seen == [1, 2, 3, 4, 5]
 
 
@@ -184,24 +191,14 @@ def test_threads_change_rounding_only_and_are_put_back(shared: bool, monkeypatch
         try:
             model, weights = model_of(x, y, 40), torch.zeros(3, 5, dtype=torch.float64)
             monkeypatch.setattr(LeastSquares, "mean_gradient", watched)
-            noisy_gradient_descent(
-                model, weights, steps=6, source=GaussianSource(CPU, seed=1), guard=UNGUARDED, **SETTINGS
-            )
+            descend(model, weights, steps=6, source=GaussianSource(CPU, seed=1), **SETTINGS)
             assert torch.get_num_threads() == threads
 
             def stop(step: int) -> None:
                 raise KeyboardInterrupt
 
             with pytest.raises(KeyboardInterrupt):
-                noisy_gradient_descent(
-                    model,
-                    weights.clone(),
-                    steps=6,
-                    source=GaussianSource(CPU),
-                    guard=UNGUARDED,
-                    on_step=stop,
-                    **SETTINGS,
-                )
+                descend(model, weights.clone(), steps=6, on_step=stop, **SETTINGS)
             assert torch.get_num_threads() == threads
         finally:
             torch.set_num_threads(1)
@@ -269,64 +266,10 @@ def test_vanishing_noise_ends_at_the_minimiser(
 def test_weights_that_are_not_finite_are_refused(bad: float, dtype: torch.dtype) -> None:
     model = Logistic(torch.ones(3, 2, dtype=dtype), torch.ones(3), divisor=3, outputs=1)
     weights = torch.tensor([[bad, 0.0], [0.0, 0.0]], dtype=torch.float64)
+    guard = RoundingGuard(limit=1.0, step_size=0.5)
     for steps in (0, 3):
         with pytest.raises(GuardFailed):
-            noisy_gradient_descent(
-                model,
-                weights.clone(),
-                steps=steps,
-                step_size=0.5,
-                l2=0.1,
-                noise_std=0.1,
-                source=GaussianSource(CPU),
-                guard=RoundingGuard(gap=1.0, decay=1.0, step_size=0.5),
-            )
-
-
-def test_rounding_guard_measures_the_worst_chain() -> None:
-    draws = np.random.default_rng(5)
-    x = draws.normal(size=(500, 4)).astype(np.float32)
-    model = Logistic(torch.from_numpy(x), torch.zeros(500), divisor=500, outputs=1)
-    weights = torch.from_numpy(draws.normal(size=(4, 3)))
-    # The stored rows are -y x, so the loss of a record is ln(1 + exp(row.w)).
-    expected = x.astype(np.float64).T @ (1 / (1 + np.exp(-x.astype(np.float64) @ weights.numpy()))) / 500
-    errors = np.linalg.norm(model.mean_gradient(weights.float()).numpy() - expected, axis=0)
-    worst = float(errors.max())
-    # So large a step that the roundings of the update do not count.
-    guard = RoundingGuard(gap=1.0, decay=1.0, step_size=1e30)
-    # The oracle itself is good to a float64 rounding of 500 terms.
-    assert guard.measure(model, weights) == pytest.approx(worst, abs=1e-13)
-    assert guard.largest == pytest.approx(worst, abs=1e-13)
-    # Twice the error may be 1e-3 of what is left of the gap: the edge is at gap x decay = 2000 x error.
-    RoundingGuard(gap=4 * 2001 * worst, decay=0.25, step_size=1e30).check(model, weights)
-    with pytest.raises(GuardFailed, match="float64"):
-        RoundingGuard(gap=4 * 1999 * worst, decay=0.25, step_size=1e30).check(model, weights)
-
-
-def test_rounding_guard_remembers_the_largest_error() -> None:
-    draws = np.random.default_rng(6)
-    x = draws.normal(size=(500, 4)).astype(np.float32)
-    model = Logistic(torch.from_numpy(x), torch.zeros(500), divisor=500, outputs=1)
-    guard = RoundingGuard(gap=1.0, decay=1.0, step_size=1.0)
-    guard.measure(model, torch.from_numpy(100 * draws.normal(size=(4, 1))))
-    before = guard.largest
-    assert before > 0
-    guard.measure(model, torch.zeros(4, 1, dtype=torch.float64))
-    assert guard.largest == before
-
-
-def test_rounding_guard_knows_the_limits_of_float64_and_of_the_update() -> None:
-    draws = np.random.default_rng(7)
-    model = Logistic(torch.from_numpy(draws.normal(size=(500, 4))), torch.zeros(500), divisor=500, outputs=1)
-    weights = torch.from_numpy(draws.normal(size=(4, 1)))
-    RoundingGuard(gap=1e-6, decay=1.0, step_size=1.0).check(model, weights)
-    with pytest.raises(GuardFailed, match="fewer unlearning steps"):
-        RoundingGuard(gap=1e-6, decay=1e-12, step_size=1.0).check(model, weights)
-    # Without records only the three roundings of the update remain, each half a unit in the last place of the weights,
-    # and a step of 1e-9 makes them look 1e9 times larger as gradients.
-    empty = model.kept(torch.zeros(500, dtype=torch.bool), divisor=1)
-    guard = RoundingGuard(gap=1.0, decay=1.0, step_size=1e-9)
-    assert 3 * 2.0**-53 <= guard.measure(empty, weights) * 1e-9 / float(weights.norm()) <= 20 * 2.0**-53
+            descend(model, weights.clone(), steps=steps, guard=guard, step_size=0.5, l2=0.1, noise_std=0.1)
 
 
 @pytest.mark.parametrize("steps", [100, 7, 1])
@@ -335,22 +278,12 @@ def test_rounding_is_checked_during_the_run_and_not_only_at_its_start(steps: int
     x = torch.tensor([[1.0, 0.5], [0.5, -1.0]], dtype=torch.float32)
     model = Logistic(x, torch.zeros(2), divisor=2, outputs=1)
     start = torch.zeros(2, 1, dtype=torch.float64)
-    guard = RoundingGuard(gap=1e-9, decay=1.0, step_size=1.0)
-    guard.check(model, start)
+    guard = RoundingGuard(limit=5e-13, step_size=1.0)
+    guard.check([model], start)
     assert guard.largest == 0.0
     reached: list[int] = []
     with pytest.raises(GuardFailed, match="rounding error"):
-        noisy_gradient_descent(
-            model,
-            start,
-            steps=steps,
-            step_size=1.0,
-            l2=0.1,
-            noise_std=0.1,
-            source=GaussianSource(CPU),
-            guard=guard,
-            on_step=reached.append,
-        )
+        descend(model, start, steps=steps, guard=guard, on_step=reached.append, step_size=1.0, l2=0.1, noise_std=0.1)
     assert reached
     # At least ten looks in a run, or one in every step, and one at the end.
     assert reached[-1] <= max(1, steps // 10)

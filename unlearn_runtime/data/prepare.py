@@ -64,23 +64,35 @@ def encode_labels(y: Array, classes: Sequence[str], *, loss: str) -> Array:
     """Labels (n,) as the loss expects them, shape (n,).
 
     ``logistic``: float64, -1.0 for the first class and +1.0 for the second; exactly two classes. ``softmax``: int64,
-    the index of the class in ``classes``.
+    the index of the class in ``classes``. ``huber``: as logistic; without classes, the labels themselves, float64.
 
     Raises InvalidInput for another loss, a repeated class or a number of classes the loss does not take; DataError
-    for a label that is not in ``classes``.
+    for a label that is not in ``classes``, or that is no finite number where there are none.
     """
-    if loss not in ("logistic", "softmax"):
-        raise InvalidInput(f"loss must be logistic or softmax to encode labels, got {loss!r}.")
+    if loss not in ("logistic", "softmax", "huber"):
+        raise InvalidInput(f"loss must be logistic, softmax or huber to encode labels, got {loss!r}.")
+    if loss == "huber" and not classes:
+        return _as_numbers(y)
     _check_class_list(tuple(classes))
-    if loss == "logistic" and len(classes) != 2:
-        raise InvalidInput(f"logistic loss takes exactly two classes, got {len(classes)}; choose two or use softmax.")
+    if loss != "softmax" and len(classes) != 2:
+        raise InvalidInput(f"{loss} loss takes exactly two classes, got {len(classes)}; choose two or use softmax.")
     index = {name: position for position, name in enumerate(classes)}
     values, inverse = np.unique(y, return_inverse=True)
     unknown = [str(value) for value in values if str(value) not in index]
     if unknown:
         raise DataError(f"label {unknown[0]!r} is not one of the classes {_some(index)}.")
     encoded = np.array([index[str(value)] for value in values], dtype=np.int64)[inverse]
-    return 2.0 * encoded - 1.0 if loss == "logistic" else encoded
+    return encoded if loss == "softmax" else 2.0 * encoded - 1.0
+
+
+def _as_numbers(y: Array) -> Array:
+    try:
+        numbers: Array = np.asarray(y).astype(np.float64)
+    except (TypeError, ValueError):
+        raise DataError("a label is no number; name the two classes with --classes, or use another loss.") from None
+    if not np.isfinite(numbers).all():
+        raise DataError(f"label of record {int(np.flatnonzero(~np.isfinite(numbers))[0])} is not finite.")
+    return numbers
 
 
 def preprocess(
