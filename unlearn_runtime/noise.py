@@ -47,8 +47,8 @@ _ZIGGURAT_END = 3.654 + _BOX_MULLER_END
 #: Each draw of the secure source takes four radii, and a radius is beyond its end with probability 2^-75.
 _SECURE_MISSING = 4 * 2.0**-75
 
-#: Draws made at once by the secure source: enough that a call costs little and torch divides the work among its threads,
-#: few enough that the scratch (5 MB) stays in a cache.
+#: Draws made at once by the secure source: enough that a call costs little and torch divides it among its threads, few
+#: enough that the scratch (5 MB) stays in a cache.
 _PIECE = 2**16
 _ZEROS = bytes(32 * _PIECE)
 

@@ -152,7 +152,7 @@ def test_tails_reach_beyond_the_float32_sampler() -> None:
 
 
 #: Chosen for a tail among its first draws, under the numpy of today.
-SEED_WITH_AN_EARLY_TAIL = 6
+SEED_WITH_AN_EARLY_TAIL = 84
 
 
 def test_tail_counts() -> None:
