@@ -124,14 +124,15 @@ def _data_spec(values: dict[str, Any]) -> DataSpec:
         features=features,
         classes=classes,
         preprocess=values["preprocess"] or "unit-norm",
-        center=_center(values["data_center"]),
+        center=read_center(values["data_center"]),
         feature_norm=1.0 if values["feature_norm"] is None else values["feature_norm"],
         intercept=bool(values["intercept"]),
         label=values["label"],
     )
 
 
-def _center(text: str | None) -> float | tuple[float, ...] | None:
+def read_center(text: str | None) -> float | tuple[float, ...] | None:
+    """A constant to subtract from rows: a number, or numbers in a text file @FILE; None where not given."""
     if text is None:
         return None
     if not text.startswith("@"):
