@@ -215,6 +215,9 @@ def show_plan(document: dict[str, Any]) -> None:
     for name, value in parameters.items():
         if value is not None:
             grid.add_row(name, f"[bold]{value}[/bold]" if name in ("sigma", "noise_std") else escape(str(value)))
+    for name, value in document.get("training", {}).items():
+        if value is not None:
+            grid.add_row(name, escape(plain(_shown_training(value))))
     for constant in problem.get("constants", []):
         grid.add_row(constant["name"], f"{constant['value']!r} ({constant['status']})")
     classes = "any" if data["classes"] is None else ", ".join(data["classes"])
@@ -228,6 +231,13 @@ def show_plan(document: dict[str, Any]) -> None:
     grid.add_row("digest", document["digest"])
     grid.add_row("guarantee", escape(plain(document["guarantee"])))
     console().print(Panel(grid, title=f"plan · {document['method']}", title_align="left"))
+
+
+def _shown_training(value: Any) -> str:
+    """A field of a training block: a phase without noise as the text that made it."""
+    if isinstance(value, dict):
+        return ",".join(f"{name.replace('_', '-')}={part}" for name, part in value.items() if part != 0)
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def show_run(summary: dict[str, Any]) -> None:
@@ -244,22 +254,24 @@ def show_run(summary: dict[str, Any]) -> None:
 
 
 def metrics_table(metrics: dict[str, Any]) -> Any:
-    """Accuracies by model, mean and standard deviation over the chains."""
+    """Accuracies (or losses) by model, mean and standard deviation over the chains."""
     from rich.table import Table
 
     names = {"before": "before unlearning", "after": "unlearned", "retrained": "retrained"}
-    columns = {"test_accuracy": "test", "train_accuracy": "retained", "forget_accuracy": "forgotten"}
-    table = Table(title="Accuracy", title_justify="left")
+    columns = {"test": "test", "train": "retained", "forget": "forgotten"}
+    shown = {title: metrics[key] for key, title in names.items() if metrics.get(key) is not None}
+    # A regression has no accuracy.
+    kind = "accuracy" if any(values[f"{part}_accuracy"] for values in shown.values() for part in columns) else "loss"
+    table = Table(title=kind.capitalize(), title_justify="left")
     table.add_column("model")
     for title in columns.values():
         table.add_column(title, justify="right")
-    for key, title in names.items():
-        if metrics.get(key) is not None:
-            table.add_row(title, *(_accuracy(metrics[key][column]) for column in columns))
+    for title, values in shown.items():
+        table.add_row(title, *(_mean(values.get(f"{part}_{kind}")) for part in columns))
     return table
 
 
-def _accuracy(value: dict[str, Any] | None) -> str:
+def _mean(value: dict[str, Any] | None) -> str:
     if value is None:
         return "-"
     spread = f" ± {value['std']:.4f}" if value["chains"] > 1 else ""

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from rdp_calc.documents import digest, field, read_document
 from rdp_calc.errors import DataError, RdpCalcError
@@ -36,6 +37,16 @@ def data_fingerprint(key: bytes, dataset: Dataset) -> str:
 def forget_fingerprint(key: bytes, ids: Array) -> str:
     """HMAC-SHA-256 of the sorted ids."""
     return hmac.new(key, b"rdp-calc/forget/1" + np.sort(ids).astype("<i8").tobytes(), hashlib.sha256).hexdigest()
+
+
+def state_fingerprint(key: bytes, tensors: dict[str, torch.Tensor]) -> str:
+    """HMAC-SHA-256 of named tensors: names, types, shapes and values."""
+    mac = hmac.new(key, b"rdp-calc/tensors/1", hashlib.sha256)
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        mac.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode())
+        mac.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return mac.hexdigest()
 
 
 def file_fingerprint(key: bytes, path: Path) -> str:

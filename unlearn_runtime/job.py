@@ -15,6 +15,11 @@ State = dict[str, torch.Tensor]
 class Job(ABC):
     """One plan on one data set, one request. ``State`` tensors live on the device of the run."""
 
+    @property
+    @abstractmethod
+    def size(self) -> int:
+        """Numbers in one released model that get noise."""
+
     @abstractmethod
     def learn(self, *, retained: bool = False) -> State:
         """The learning phase, on all records that are present before the request, or on the retained ones."""
@@ -47,8 +52,10 @@ class Job(ABC):
 
     @abstractmethod
     def executed(self) -> dict[str, Any]:
-        """learn_steps, unlearn_steps, matrix_dtype, update_dtype as the certificate records them."""
+        """learn_steps, unlearn_steps, matrix_dtype, update_dtype as the certificate records them. The dtype that was
+        chosen by looking at data stays out of it ("auto").
+        """
 
     @abstractmethod
     def audit(self) -> dict[str, Any]:
-        """What the private audit record keeps of the execution: rounding, norms seen, dtype chosen."""
+        """What the private audit record keeps of the execution: matrix_dtype as chosen, rounding, norms seen."""

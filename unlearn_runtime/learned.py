@@ -1,66 +1,75 @@
-"""The private result of a learn run, and its return as the start of an unlearn run of the same plan."""
+"""What a run may start from: the private result of an earlier run of the same plan, or any model file."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
+import numpy as np
+import numpy.typing as npt
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from rdp_calc.documents import field, read_document
-from rdp_calc.errors import DataError, InvalidInput
+from rdp_calc import documents
+from rdp_calc.documents import read_document
+from rdp_calc.errors import DataError
 from unlearn_runtime.bindings import data_fingerprint, file_sha256
 from unlearn_runtime.data import Dataset
-from unlearn_runtime.glm import GeneralisedLinearModel
+from unlearn_runtime.job import State
+from unlearn_runtime.models.loading import read_weights
 
 LEARNING_SCHEMA = "rdp-calc/learning-record/1"
+
+#: Where a run keeps what later requests of the same plan continue from.
+RECORD, STATE = "private/learning.json", "private/state.safetensors"
 
 
 @dataclass(frozen=True)
 class Learned:
-    """What a learn run left behind."""
+    """``record`` is that of a run of the same plan, empty for a model file; ``removed`` what its requests removed."""
 
     record: dict[str, Any]
-    weights: torch.Tensor
+    tensors: State
+    removed: npt.NDArray[np.int64] = field(default_factory=lambda: np.array([], dtype=np.int64))
+    requests_done: int = 0
+
+    @classmethod
+    def any_model(cls, path: Path) -> Learned:
+        """A model file, or the folder of a run, whose released model it is."""
+        return cls({}, read_weights(path))
 
     @classmethod
     def read(cls, folder: Path, plan: dict[str, Any], dataset: Dataset) -> Learned:
+        """The state of a run of ``plan`` on ``dataset``. Raises DataError for anything else, and for a changed file."""
         if not folder.is_dir():
             raise DataError(f"--start {folder} must be the folder of a learn run of the same plan.")
-        record = read_document(folder / "private" / "learning.json")
-        if field(record, "schema", "text") != LEARNING_SCHEMA:
-            raise DataError(f"schema of {folder}/private/learning.json must be {LEARNING_SCHEMA}.")
-        if field(record, "plan_digest", "text") != plan["digest"]:
+        record = read_document(folder / RECORD)
+        if documents.field(record, "schema", "text") != LEARNING_SCHEMA:
+            raise DataError(f"schema of {folder}/{RECORD} must be {LEARNING_SCHEMA}.")
+        if documents.field(record, "plan_digest", "text") != plan["digest"]:
             raise DataError(f"{folder} was learned with another plan; start from a learn run of this plan.")
-        if field(record, "learn_steps", "integer") != plan["parameters"]["executed_learn_steps"]:
+        executed = documents.field(record, "learn_steps", "integer", optional=True)
+        if executed != plan["parameters"].get("executed_learn_steps"):
             raise DataError(f"{folder} did not carry out the planned number of learning steps.")
         try:
-            key = bytes.fromhex(field(record, "key", "text"))
+            key = bytes.fromhex(documents.field(record, "key", "text"))
         except ValueError:
-            raise DataError(f"field key of {folder}/private/learning.json must be hexadecimal.") from None
-        if data_fingerprint(key, dataset) != field(record, "data_fingerprint", "text"):
+            raise DataError(f"field key of {folder}/{RECORD} must be hexadecimal.") from None
+        if data_fingerprint(key, dataset) != documents.field(record, "data_fingerprint", "text"):
             raise DataError(f"{folder} was learned on other data than {dataset.source}.")
-        path = folder / "private" / "state.safetensors"
-        if file_sha256(path) != field(record, "state_sha256", "text"):
+        path = folder / STATE
+        if file_sha256(path) != documents.field(record, "state_sha256", "text"):
             raise DataError(f"{path} is not the state its record names; it was changed or damaged.")
         try:
-            weights = load_file(path)["weights"]
-        except (SafetensorError, KeyError, OSError, ValueError) as error:
+            tensors = load_file(path)
+        except (SafetensorError, OSError, ValueError) as error:
             raise DataError(f"cannot read {path}: {error}.") from None
-        return cls(record, weights)
-
-    def weights_for(self, model: GeneralisedLinearModel, chains: int) -> torch.Tensor:
-        """The first ``chains`` chains, float64 (d, R x C) on the device of ``model``. Raises DataError for a state of
-        another shape, InvalidInput where fewer chains were learned.
-        """
-        if self.weights.dtype != torch.float64 or self.weights.dim() != 2 or len(self.weights) != model.features:
-            raise DataError("the learned state does not fit the model of the plan.")
-        available = self.weights.shape[1] // model.outputs
-        if chains > available:
-            raise InvalidInput(
-                f"trials is {chains}, but the learn run has {available} chains; learn with --trials {chains} too."
-            )
-        return self.weights[:, : chains * model.outputs].to(model.rows.device).contiguous()
+        stored = documents.field(record, "removed_ids", "list", optional=True) or []
+        removed = [documents.field({"id": number}, "id", "integer") for number in stored]
+        return cls(
+            record,
+            tensors,
+            np.array(sorted(removed), dtype=np.int64),
+            documents.field(record, "requests_done", "integer", optional=True) or 0,
+        )

@@ -89,7 +89,7 @@ def _walk(folder: Path, runtime: Any, *, talk: bool) -> dict[str, Any]:
         phase="unlearn",
         start=folder / "learned",
         forget=_FORGET,
-        execution=Execution(chains=_CHAINS, device="cpu", retrain=True),
+        execution=Execution(chains=_CHAINS, device="cpu", retrain="fresh"),
         progress=progress,
     )
     report = verify_document(read_document(folder / "unlearned" / "certificate.json"))

@@ -10,7 +10,7 @@ import typer
 from cli.render import print_json, show_run
 from rdp_calc.documents import read_document
 from rdp_calc.errors import GuardFailed, InvalidInput
-from rdp_calc.options import read_integer
+from rdp_calc.options import read_float, read_integer
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -27,8 +27,17 @@ def run(
     data: str = typer.Option(..., "--data", help="A .npz, IDX folder, .csv, .parquet or builtin:NAME."),
     output: Path = typer.Option(..., "-o", "--output", help="New or empty folder, written whole or not at all."),
     phase: str = typer.Option("all", "--phase", metavar="learn|unlearn|all", help="What to carry out."),
-    start: Path | None = typer.Option(None, "--start", help="Folder of a learn run of the same plan (unlearn)."),
+    start: Path | None = typer.Option(
+        None, "--start", help="Folder of a learn run of the same plan, or for methods that take any model a model file."
+    ),
     forget: str | None = typer.Option(None, "--forget", metavar="IDS", help="3,17,40-59 or @ids.txt."),
+    model: str | None = typer.Option(
+        None,
+        "--model",
+        metavar="MODULE:FACTORY|FILE",
+        help="Code of a model the plan calls external: module:factory, a TorchScript .pt or a torch.export .pt2.",
+    ),
+    center: Path | None = typer.Option(None, "--center", help="The public weights the plan takes norms around."),
     trials: str = typer.Option(
         "1", "--trials", metavar="R", help="Independent chains, for measuring; one is released."
     ),
@@ -37,6 +46,21 @@ def run(
         None, "--dtype", metavar="float32|float64", help="Matrix products; default float32 where exact enough."
     ),
     retrain: bool = typer.Option(False, "--retrain", help="Also retrain from the start on the retained records."),
+    retrain_from: str | None = typer.Option(
+        None, "--retrain-from", metavar="fresh|zeros|noised", help="Where --retrain starts (default fresh)."
+    ),
+    secure_noise: bool = typer.Option(False, "--secure-noise", help="Draw noise from a cryptographic stream."),
+    published_clip: str | None = typer.Option(
+        None, "--published-clip", metavar="NUMBER", help="Clip as published code does, to compare; certifies nothing."
+    ),
+    checkpoint: Path | None = typer.Option(
+        None, "--checkpoint", help="File to save to and resume from; as private as the data."
+    ),
+    checkpoint_every: str = typer.Option(
+        "60", "--checkpoint-every", metavar="SECONDS", help="Time between two checkpoints."
+    ),
+    log: Path | None = typer.Option(None, "--log", help="JSON-lines log; private, losses come from the data."),
+    tensorboard: Path | None = typer.Option(None, "--tensorboard", help="Folder for TensorBoard, with --log; private."),
     seed: str | None = typer.Option(None, "--seed", metavar="INTEGER", help="Fixed noise; voids the certificate."),
     insecure_reproducible: bool = typer.Option(
         False, "--insecure-reproducible", help="Accept that a seeded run certifies nothing."
@@ -46,6 +70,8 @@ def run(
 ) -> None:
     if (seed is not None) != insecure_reproducible:
         raise InvalidInput("--seed and --insecure-reproducible go together; a seeded run certifies nothing.")
+    if tensorboard is not None and log is None:
+        raise InvalidInput("--tensorboard draws what --log writes: give both.")
     document = read_document(plan)
     runtime = load_runtime()
     from cli.progress import progress_bar
@@ -56,7 +82,13 @@ def run(
         device=device,
         dtype=dtype,
         seed=None if seed is None else read_integer("--seed", seed),
-        retrain=retrain,
+        retrain=retrain_from or ("fresh" if retrain else None),
+        secure_noise=secure_noise,
+        published_clip=None if published_clip is None else read_float("--published-clip", published_clip),
+        checkpoint=checkpoint,
+        checkpoint_seconds=read_float("--checkpoint-every", checkpoint_every),
+        log=log,
+        tensorboard=tensorboard,
     )
     summary = runtime.run_plan(
         document,
@@ -66,8 +98,13 @@ def run(
         forget=forget,
         start=start,
         execution=execution,
+        model=model,
+        center=center,
         progress=None if quiet else progress_bar,
     )
+    if summary["process"] != 0:
+        # Started by torchrun: the first process speaks for all.
+        return
     if as_json:
         print_json(summary)
     elif quiet:

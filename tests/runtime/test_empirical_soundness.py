@@ -51,7 +51,7 @@ def final_weights(
         ends.append(weights.numpy().copy())
 
     patch.setattr(module, "noisy_gradient_descent", watched)
-    execution = Execution(chains=CHAINS, retrain=True, dtype="float64")
+    execution = Execution(chains=CHAINS, retrain="fresh", dtype="float64")
     run_plan(plan.to_json(), data=data, output=output, forget=forget, execution=execution)
     patch.undo()
     learned, unlearned, relearned, retrained = ends

@@ -176,7 +176,7 @@ def test_softmax_weights_with_intercept_and_center(
     raw, labels = draws.uniform(0, 10, size=(90, 4)), draws.integers(0, 3, 90)
     data = save_npz(raw, labels)
     run_plan(
-        plan.to_json(), data=data, output=tmp_path / "run", forget="0-2", execution=Execution(dtype=dtype, retrain=True)
+        plan.to_json(), data=data, output=tmp_path / "run", forget="0-2", execution=Execution(dtype=dtype, retrain="fresh")
     )
     shifted = raw - 5.0
     rows = shifted / np.maximum(1.0, np.linalg.norm(shifted, axis=1, keepdims=True))
@@ -286,7 +286,7 @@ def test_retraining_leaves_the_forgotten_out_from_the_start(
     monkeypatch.setattr(module, "noisy_gradient_descent", watched)
     data = save_npz(*blobs())
     run_plan(
-        plan.to_json(), data=data, output=tmp_path / "run", forget="3-5", execution=Execution(retrain=True, chains=2)
+        plan.to_json(), data=data, output=tmp_path / "run", forget="3-5", execution=Execution(retrain="fresh", chains=2)
     )
     divisor = 57 if adjacency == "remove" else 60
     tau = plan.noise_std
@@ -588,7 +588,7 @@ def test_built_in_data_end_to_end(source: str, n: int, features: int, tmp_path: 
         delta=1e-4,
     )
     output = tmp_path / "run"
-    run_plan(plan.to_json(), data=source, output=output, forget="3-5", execution=Execution(retrain=True, chains=3))
+    run_plan(plan.to_json(), data=source, output=output, forget="3-5", execution=Execution(retrain="fresh", chains=3))
     assert verify_document(document(output / "certificate.json")).holds
     metrics = document(output / "private" / "metrics.json")
     # Guessing gives at most 0.12 on digits and 0.63 on breast-cancer. Forty noisy steps do much better on the first.

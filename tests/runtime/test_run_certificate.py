@@ -87,7 +87,7 @@ def complete(tmp_path: Path, make_plan: MakePlan, blobs: Blobs, save_npz: Save) 
     (tmp_path / "plan.json").write_text(json.dumps(plan))
     x, y = blobs(n=70)
     data = save_npz(x[:60], y[:60], x[60:], y[60:])
-    run_plan(plan, data=data, output=tmp_path / "run", forget="5,17", execution=Execution(chains=2, retrain=True))
+    run_plan(plan, data=data, output=tmp_path / "run", forget="5,17", execution=Execution(chains=2, retrain="fresh"))
     return Run(tmp_path / "run", tmp_path / "plan.json", data, "5,17")
 
 

@@ -1,0 +1,176 @@
+"""What a run leaves behind: the folder of a learning run, or of a release with its certificate and private records."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import secrets
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+
+import rdp_calc
+from rdp_calc.certificate import OS_ENTROPY, RUN_CHECKS, certificate_document
+from rdp_calc.documents import field, pretty
+from unlearn_runtime.admission import Admitted
+from unlearn_runtime.bindings import data_fingerprint, file_fingerprint, file_sha256, forget_fingerprint
+from unlearn_runtime.execution import Execution
+from unlearn_runtime.folders import new_folder
+from unlearn_runtime.job import Job, State
+from unlearn_runtime.learned import LEARNING_SCHEMA, RECORD, STATE
+from unlearn_runtime.noise import SEEDED, GaussianSource
+
+AUDIT_SCHEMA = "rdp-calc/audit-record/1"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Release:
+    """Writes the folder of one run, whole or not at all."""
+
+    admitted: Admitted
+    job: Job
+    execution: Execution
+    source: GaussianSource
+    data: str
+    output: Path
+
+    def learned(self, state: State, metrics: dict[str, Any]) -> None:
+        """The model before any request, its state for later ones, and the private learning record."""
+        with new_folder(self.output) as folder:
+            private = _private_folder(folder)
+            _save_model(self.job.model(state), folder / "model.safetensors", private=True)
+            self._keep(folder, state, requests_done=0, removed=[])
+            _write_private(private / "metrics.json", metrics)
+
+    def unlearned(self, before: State, after: State, metrics: dict[str, Any]) -> dict[str, Any]:
+        """The released model, its certificate, and the private records. Returns the certificate."""
+        admitted, ids = self.admitted, self.admitted.ids
+        assert ids is not None
+        key = secrets.token_bytes(32)
+        with new_folder(self.output) as folder:
+            private = _private_folder(folder)
+            _save_model(self.job.model(after), folder / "model.safetensors")
+            _save_model(self.job.model(before, exact=True), private / "before.safetensors", private=True)
+            certificate = self._certificate(folder, key)
+            (folder / "certificate.json").write_text(pretty(certificate), encoding="utf-8")
+            audit = {
+                "schema": AUDIT_SCHEMA,
+                "certificate_digest": certificate["digest"],
+                "key": key.hex(),
+                "data_source": self.data,
+                "forgotten_ids": [int(i) for i in ids],
+                "learning_record": None if admitted.start is None else admitted.start.record or None,
+                **self._environment(),
+            }
+            _write_private(private / "audit.json", audit)
+            _write_private(private / "metrics.json", metrics)
+            if len(getattr(admitted.plan.method, "requests", ())) > admitted.request:
+                removed = sorted(int(i) for i in np.concatenate([admitted.gone, ids]))
+                self._keep(folder, after, requests_done=admitted.request, removed=removed)
+        return certificate
+
+    def _keep(self, folder: Path, state: State, *, requests_done: int, removed: list[int]) -> None:
+        """The state and the record with which a later request of the same plan goes on."""
+        key = secrets.token_bytes(32)
+        path = folder / STATE
+        save_file({name: tensor.cpu().contiguous() for name, tensor in state.items()}, path)
+        path.chmod(0o600)
+        record = {
+            "schema": LEARNING_SCHEMA,
+            "plan_digest": self.admitted.document["digest"],
+            "learn_steps": self.admitted.plan.executed_learn_steps,
+            "chains": self.execution.chains,
+            "random_source": self._random_source(),
+            "deviation": self._deviation(),
+            "key": key.hex(),
+            "data_source": self.data,
+            "data_fingerprint": data_fingerprint(key, self.admitted.dataset),
+            "state_sha256": file_sha256(path),
+            "requests_done": requests_done,
+            "removed_ids": removed,
+            **self._environment(),
+        }
+        _write_private(folder / RECORD, record)
+
+    def _random_source(self) -> str:
+        """The kind of all noise so far, that of the runs started from included."""
+        start = self.admitted.start
+        kinds = {self.source.kind}
+        if start is not None and start.record:
+            kinds.add(field(start.record, "random_source", "text"))
+        return OS_ENTROPY if kinds == {OS_ENTROPY} else SEEDED
+
+    def _deviation(self) -> str | None:
+        """What this run, or one it started from, did that no bound covers."""
+        if self.execution.published_clip is not None:
+            return "published-clip"
+        start = self.admitted.start
+        return None if start is None else start.record.get("deviation")
+
+    def _certificate(self, folder: Path, key: bytes) -> dict[str, Any]:
+        admitted, plan = self.admitted, self.admitted.plan
+        kind = self._random_source()
+        assert admitted.ids is not None
+        executed = {
+            **self.job.executed(),
+            "noise_std": plan.noise_std,
+            "released_chain": 0,
+            "random_source": kind,
+            "generator": self.source.description,
+            "device": admitted.device.type,
+        }
+        if getattr(plan.method, "requests", ()):
+            executed["request"] = admitted.request
+        deviation = self._deviation()
+        if deviation is not None:
+            executed["deviation"] = deviation
+        return certificate_document(
+            admitted.document,
+            executed=executed,
+            fingerprints={
+                "data": data_fingerprint(key, admitted.dataset),
+                "forget_set": forget_fingerprint(key, admitted.ids),
+                "model_before": file_fingerprint(key, folder / "private" / "before.safetensors"),
+            },
+            model_sha256=file_sha256(folder / "model.safetensors"),
+            checks=[{"name": name, "pass": True} for name in RUN_CHECKS[plan.method.NAME]],
+            versions={
+                "rdp-calc": rdp_calc.__version__,
+                "torch": torch.__version__,
+                "numpy": np.__version__,
+                "python": platform.python_version(),
+            },
+            level=admitted.document["certificate_level"] if kind == OS_ENTROPY and deviation is None else "none",
+        )
+
+    def _environment(self) -> dict[str, Any]:
+        return {
+            "device": str(self.admitted.device),
+            **self.job.audit(),
+            "normals_drawn": self.source.normals,
+            "threads": torch.get_num_threads(),
+            "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            "process": os.getpid(),
+        }
+
+
+def _save_model(tensors: dict[str, torch.Tensor], path: Path, *, private: bool = False) -> None:
+    save_file(tensors, path)
+    path.chmod(0o600 if private else 0o644)
+
+
+def _private_folder(folder: Path) -> Path:
+    private = folder / "private"
+    private.mkdir(mode=0o700)
+    return private
+
+
+def _write_private(path: Path, document: dict[str, Any]) -> None:
+    path.touch(mode=0o600)
+    path.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
