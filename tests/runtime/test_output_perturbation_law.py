@@ -1,4 +1,4 @@
-"""Output perturbation: the clipped model plus one draw of the planned noise, exactly as far from private as certified."""
+"""Output perturbation: the clipped model plus one draw of the planned noise, as far from private as certified."""
 
 from __future__ import annotations
 

@@ -1,0 +1,134 @@
+"""DP-SGD: each record clipped, noise of the planned size on every sum, Poisson batches, and the runtime's own source."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from rdp_calc.errors import GuardFailed
+from unlearn_runtime.algorithms import dp_sgd as module_under_test
+from unlearn_runtime.algorithms.dp_sgd import CLIP_MARGIN, dp_sgd
+from unlearn_runtime.models.builtin import build, initialise
+from unlearn_runtime.network import Network
+from unlearn_runtime.noise import GaussianSource
+from unlearn_runtime.stepper import Stepper
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+CPU = torch.device("cpu")
+
+
+def records(n: int = 40) -> tuple[torch.Tensor, torch.Tensor]:
+    draws = torch.Generator().manual_seed(0)
+    rows = torch.randn(n, 1, 8, 8, generator=draws).reshape(n, 64)
+    return rows, torch.arange(n) % 3
+
+
+def network(spec: str = "cnn-small") -> Network:
+    shape = (1, 8, 8) if spec == "cnn-small" else None
+    found = Network(build(spec, 64, 3, shape), device=CPU, input_shape=shape)
+    initialise(found.module, GaussianSource(CPU, seed=1))
+    return found
+
+
+def fit(model: Network, rows: torch.Tensor, labels: torch.Tensor, **changes: Any) -> GaussianSource:
+    source = GaussianSource(CPU, seed=2)
+    settings: dict[str, Any] = {
+        "sampling_rate": 0.3,
+        "batch_size": 12,
+        "steps": 3,
+        "noise_multiplier": 1.1,
+        "clip_norm": 0.5,
+        "step_size": 0.2,
+    }
+    dp_sgd(model, rows, labels, source=source, stepper=Stepper(source), **{**settings, **changes})
+    return source
+
+
+def reference(rows: torch.Tensor, labels: torch.Tensor, *, steps: int, rate: float, noise: float) -> torch.Tensor:
+    """The same run from the textbook: one backward pass a record, and the draws of a source of the same seed."""
+    model, source = network(), GaussianSource(CPU, seed=2)
+    weights, draw = model.weights(), torch.empty(model.size, dtype=torch.float64)
+    for _ in range(steps):
+        total = torch.zeros(model.size, dtype=torch.float64)
+        model.set_weights(weights)
+        for record in source.poisson(len(rows), rate).tolist():
+            gradient = model.gradient(rows[record : record + 1], labels[record : record + 1])[0].double()
+            total += gradient * min(1.0, 0.5 / float(gradient.norm()))
+        source.fill(draw)
+        weights = weights - 0.2 / 12 * (total + noise * 0.5 * draw)
+    return weights
+
+
+@pytest.mark.parametrize("noise", [0.0, 1.1])
+def test_the_run_is_that_of_the_textbook(noise: float) -> None:
+    rows, labels = records()
+    model = network()
+    source = fit(model, rows, labels, noise_multiplier=noise)
+    assert source.normals == 3 * model.size
+    expected = reference(rows, labels, steps=3, rate=0.3, noise=noise)
+    # The clip is shorter by the margin that covers opacus's float32 norms.
+    torch.testing.assert_close(model.weights(), expected, rtol=1e-4, atol=1e-5 + 2 * CLIP_MARGIN)
+    assert not torch.allclose(expected, network().weights(), atol=1e-3)
+
+
+def test_no_record_moves_the_sum_by_more_than_the_clip_norm() -> None:
+    rows, labels = records(1)
+    model = network()
+    before = model.weights()
+    fit(model, rows * 1e4, labels, sampling_rate=1.0, steps=1, noise_multiplier=0.0, batch_size=1, step_size=1.0)
+    moved = float((model.weights() - before).norm())
+    assert 0.4999 < moved <= 0.5
+
+
+def test_empty_batches_are_noised_as_planned() -> None:
+    rows, labels = records()
+    model = network()
+    before = model.weights()
+    fit(model, rows, labels, sampling_rate=0.0, steps=5)
+    # Five draws of z C, times step size over the fixed divisor.
+    white = (model.weights() - before).numpy() / (0.2 / 12 * 1.1 * 0.5 * math.sqrt(5))
+    assert abs(white.mean()) < 5 / math.sqrt(len(white))
+    assert abs(np.mean(white**2) - 1) < 5 * math.sqrt(2 / len(white))
+
+
+def test_a_batch_in_parts_is_the_same_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows, labels = records()
+    whole, parts = network(), network()
+    fit(whole, rows, labels)
+    monkeypatch.setattr(module_under_test, "_GRADIENT_NUMBERS", 4 * parts.size)
+    source = fit(parts, rows, labels)
+    assert source.normals == 3 * parts.size
+    torch.testing.assert_close(parts.flat, whole.flat, rtol=1e-4, atol=1e-6)
+
+
+def test_the_network_is_left_as_it_was_found() -> None:
+    rows, labels = records()
+    model = network()
+    fit(model, rows, labels)
+    gradient, loss = model.gradient(rows, labels)
+    assert float(gradient.norm()) > 0
+    assert not any(hasattr(parameter, "grad_sample") for parameter in model.module.parameters())
+    # A second run on the same network, as another chain does.
+    fit(model, rows, labels)
+
+
+def test_frozen_parameters_stay_and_are_not_noised() -> None:
+    rows, labels = records()
+    inner = build("mlp:5", 64, 3)
+    initialise(inner, GaussianSource(CPU, seed=1))
+    model = Network(inner, device=CPU, trainable=("2.*",))
+    before = inner.state_dict()["0.weight"].clone()
+    source = fit(model, rows, labels)
+    assert source.normals == 3 * model.size == 3 * 18
+    assert torch.equal(inner.state_dict()["0.weight"], before)
+
+
+def test_layers_that_mix_records_are_refused() -> None:
+    inner = torch.nn.Sequential(torch.nn.Linear(64, 4), torch.nn.BatchNorm1d(4), torch.nn.Linear(4, 3))
+    with pytest.raises(GuardFailed, match="not fit for DP-SGD"):
+        fit(Network(inner, device=CPU), *records())
