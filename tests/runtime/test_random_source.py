@@ -266,6 +266,16 @@ def test_extreme_words_give_finite_draws_within_the_missing_mass(byte: int, monk
         assert 4 * math.exp(-(end**2) / 2) <= source.missing_mass * (1 + 1e-9)
 
 
+def test_noise_and_choices_share_no_words() -> None:
+    secure, default = GaussianSource(CPU, secure=True), GaussianSource(CPU)
+    assert secure._secure is not None
+    assert secure._words == secure._secure[1].words
+    assert not np.isin(secure._secure[0].words(4096), secure._secure[1].words(4096)).any()
+    streams = [*(lane.bit_generator for lane in default._lanes), default._choices]
+    words = np.concatenate([stream.random_raw(4096) for stream in streams])
+    assert len(np.unique(words)) == len(words)
+
+
 def test_secure_source_describes_itself_without_its_key() -> None:
     source = GaussianSource(CPU, secure=True, entropy=KEY)
     assert source.kind == OS_ENTROPY
