@@ -1,4 +1,4 @@
-"""DP-SGD: each record clipped, noise of the planned size on every sum, Poisson batches, and the runtime's own source."""
+"""DP-SGD: each record clipped, noise of the planned size on every sum, Poisson batches, our own source."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ def test_the_network_is_left_as_it_was_found() -> None:
     rows, labels = records()
     model = network()
     fit(model, rows, labels)
-    gradient, loss = model.gradient(rows, labels)
+    gradient, _ = model.gradient(rows, labels)
     assert float(gradient.norm()) > 0
     assert not any(hasattr(parameter, "grad_sample") for parameter in model.module.parameters())
     # A second run on the same network, as another chain does.

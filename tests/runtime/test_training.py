@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 import pytest
@@ -62,7 +63,7 @@ def test_the_steps_are_those_of_torch_with_decoupled_decay(schedule: str) -> Non
         torch.nn.functional.cross_entropy(peer(rows[chosen]), labels[chosen]).backward()
         with torch.no_grad():
             for parameter in peer.parameters():
-                parameter *= 1 - size * 0.05
+                parameter.mul_(1 - size * 0.05)
         optimizer.step()
     expected = torch.cat([parameter.detach().reshape(-1) for parameter in peer.parameters()])
     torch.testing.assert_close(model.flat, expected, rtol=1e-5, atol=1e-6)
@@ -86,7 +87,7 @@ def test_an_epoch_visits_every_record_once() -> None:
     batches = Batches(10, 4, source=GaussianSource(CPU, seed=1), device=CPU)
     epochs = [[batches(3 * epoch + t).tolist() for t in range(3)] for epoch in range(2)]
     assert [len(batch) for batch in epochs[0]] == [4, 4, 2]
-    assert all(sorted(sum(epoch, [])) == list(range(10)) for epoch in epochs)
+    assert all(sorted(itertools.chain(*epoch)) == list(range(10)) for epoch in epochs)
     assert epochs[0] != epochs[1]
     assert [batches.steps(epochs) for epochs in (1, 2.5, 0.1, 1 / 3)] == [3, 8, 1, 1]
     assert Batches(3, 100, source=GaussianSource(CPU, seed=1), device=CPU).per_epoch == 1
