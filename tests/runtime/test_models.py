@@ -234,7 +234,8 @@ def custom_object(document: dict[str, Any]) -> None:
 def expression(document: dict[str, Any]) -> None:
     values = document["graph_module"]["graph"]["tensor_values"]
     size = next(entry for value in values.values() for entry in value["sizes"] if "as_expr" in entry)
-    size["as_expr"]["expr_str"] = "Symbol('s0').__class__.__mro__"
+    # torch.export.load evaluates this text.
+    size["as_expr"]["expr_str"] = "__import__('pathlib').Path('executed').touch() or Symbol('s0')"
 
 
 def name_with_code(document: dict[str, Any]) -> None:
