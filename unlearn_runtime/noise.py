@@ -84,6 +84,8 @@ class GaussianSource:
         self.normals = 0
         self._device = device
         self._torch_seeded = False
+        # As many as torch may use now: a loop may give torch one thread while its own threads share the products.
+        self._threads = min(torch.get_num_threads(), LANES)
         self._secure: tuple[_Keystream, _Keystream] | None = None
         self._cuda: torch.Generator | None = None
         if secure:
@@ -217,8 +219,8 @@ class GaussianSource:
             share = flat[len(flat) * lane // LANES : len(flat) * (lane + 1) // LANES]
             self._lanes[lane].standard_normal(out=share)
 
-        # As many threads as torch may use. numpy draws without the interpreter's lock.
-        with ThreadPoolExecutor(min(torch.get_num_threads(), LANES)) as pool:
+        # numpy draws without the interpreter's lock.
+        with ThreadPoolExecutor(self._threads) as pool:
             list(pool.map(fill, range(LANES)))
 
 

@@ -19,10 +19,11 @@ from safetensors.numpy import load_file
 from scipy import stats
 
 from rdp_calc import Plan
-from unlearn_runtime.algorithms.langevin import RoundingGuard, initial_weights, noisy_gradient_descent
+from unlearn_runtime.algorithms.langevin import Update, descent, initial_weights
 from unlearn_runtime.execution import Execution
 from unlearn_runtime.glm import Logistic
 from unlearn_runtime.noise import OS_ENTROPY, SEEDED, GaussianSource
+from unlearn_runtime.rounding import RoundingGuard
 from unlearn_runtime.run import run_plan
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -37,17 +38,12 @@ def added_noise(*, features: int, chains: int, steps: int, noise_std: float, dty
     model = Logistic(torch.zeros(0, features, dtype=dtype), torch.zeros(0), divisor=1, outputs=1)
     weights = torch.zeros(features, chains, dtype=torch.float64)
     path = [weights.clone()]
-    noisy_gradient_descent(
-        model,
-        weights,
-        steps=steps,
-        step_size=0.5,
-        l2=0.0,
-        noise_std=noise_std,
-        source=GaussianSource(CPU),
-        guard=RoundingGuard(gap=math.inf, decay=1.0, step_size=0.5),
-        on_step=lambda step: path.append(weights.clone()),
-    )
+    update = Update(step_size=0.5, l2=0.0, noise_std=noise_std)
+    guard = RoundingGuard(limit=math.inf, step_size=0.5)
+    with descent([model], weights, steps=steps, update=update, source=GaussianSource(CPU), guard=guard) as step:
+        for index in range(steps):
+            step(index)
+            path.append(weights.clone())
     assert len(path) == steps + 1
     return torch.stack(path).diff(dim=0).numpy()
 

@@ -160,10 +160,10 @@ def test_ranks_with_their_own_entropy_differ_and_with_shared_entropy_agree() -> 
 
 @each_option
 def test_numbers_do_not_depend_on_threads(options: dict[str, Any], threads: Callable[[int], None]) -> None:
-    source = GaussianSource(CPU, **options)
-    state, found = source.state(), []
+    state, found = GaussianSource(CPU, **options).state(), []
     for count in (1, 2, 3, 7):
         threads(count)
+        source = GaussianSource(CPU, **options)
         source.restore(state)
         found.append(drawn(source, LARGE + 12_345))
         found[-1] = np.concatenate([found[-1], drawn(source, 99_999)])
