@@ -280,7 +280,7 @@ def _listed(value: Any) -> Any:
 
 def _numbers(document: dict[str, Any], path: str) -> tuple[int, ...] | None:
     stored = field(document, path, "list", optional=True)
-    return None if stored is None else tuple(field({path: size}, path, "integer") for size in stored)
+    return None if stored is None else tuple(field({"size": size}, "size", "integer") for size in stored)
 
 
 def _texts(value: Any, path: str) -> tuple[str, ...] | None:
