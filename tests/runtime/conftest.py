@@ -138,3 +138,132 @@ def silent(monkeypatch: pytest.MonkeyPatch) -> None:
     from unlearn_runtime.noise import GaussianSource
 
     monkeypatch.setattr(GaussianSource, "fill", lambda self, buffer: buffer.zero_())
+
+
+class QuadraticLaw:
+    """Mean and covariance of w <- w - step_size (X'(X w - y)/divisor + l2 w) + N(0, noise_std^2 I), in numpy."""
+
+    def __init__(self, mean: Array, covariance: Array) -> None:
+        self.mean, self.covariance = mean, covariance
+
+    @classmethod
+    def at_origin(cls, d: int = 3) -> QuadraticLaw:
+        return cls(np.zeros(d), np.zeros((d, d)))
+
+    def after(
+        self, x: Array, y: Array, divisor: int, *, steps: int = 1, step_size: float, l2: float, noise_std: float
+    ) -> QuadraticLaw:
+        d = len(self.mean)
+        transition = (1 - step_size * l2) * np.eye(d) - step_size * x.T @ x / divisor
+        mean, covariance = self.mean, self.covariance
+        for _ in range(steps):
+            mean = transition @ mean + step_size * x.T @ y / divisor
+            covariance = transition @ covariance @ transition.T + noise_std**2 * np.eye(d)
+        return QuadraticLaw(mean, covariance)
+
+    def with_noise(self, noise_std: float) -> QuadraticLaw:
+        return QuadraticLaw(self.mean, self.covariance + noise_std**2 * np.eye(len(self.mean)))
+
+    def deviation(self, weights: Any) -> float:
+        """The largest distance of a sampled mean or covariance from this law, in deviations of its sampling law over
+        independent chains (d, R): an entry of a sample covariance has variance (C_ii C_jj + C_ij^2)/(R - 1).
+        """
+        found, chains = weights.numpy(), weights.shape[1]
+        scales = np.sqrt(np.diag(self.covariance))
+        shift = np.abs(found.mean(axis=1) - self.mean) / scales * math.sqrt(chains)
+        width = np.sqrt((np.outer(scales, scales) ** 2 + self.covariance**2) / (chains - 1))
+        return float(max(shift.max(), (np.abs(np.cov(found) - self.covariance) / width).max()))
+
+    def holds(self, weights: Any) -> bool:
+        """Within 6.5 deviations: twelve numbers of 1e-10, with chi-square tails less than 1e-8 in all."""
+        return self.deviation(weights) <= 6.5
+
+
+@pytest.fixture(scope="session")
+def quadratic_law() -> type[QuadraticLaw]:
+    """The exact Gaussian law of noisy gradient descent on least squares."""
+    return QuadraticLaw
+
+
+@pytest.fixture(scope="session")
+def regression() -> Callable[..., Any]:
+    """Rows of norm at most 1 and real labels so small that no residual reaches the Huber threshold 1: least squares."""
+    from unlearn_runtime.data import Dataset
+
+    def make(n: int = 40, d: int = 3, seed: int = 3) -> Dataset:
+        draws = np.random.default_rng(seed)
+        x = draws.normal(size=(n, d)) + np.array([1.0, *[0.0] * (d - 1)])
+        x *= (0.6 + 0.39 * draws.random(n))[:, None] / np.linalg.norm(x, axis=1, keepdims=True)
+        y = 0.25 * x @ np.linspace(1, -1, d) + 0.1 * draws.normal(size=n).clip(-2, 2)
+        return Dataset(x_train=x, y_train=y, x_test=None, y_test=None, source="regression")
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def plan_for() -> Callable[..., Plan]:
+    """A proved plan of a GLM method class whose loss is Huber with threshold 1 on 3 features, or what is asked for."""
+
+    def make(
+        kind: Any,
+        *,
+        learned: int | None = 8,
+        epsilon: float = 200.0,
+        delta: float = 0.01,
+        bound: str = "best",
+        init: str | None = None,
+        data: DataSpec | None = None,
+        training: Any = None,
+        **options: Any,
+    ) -> Plan:
+        settings: dict[str, Any] = {"loss": "huber", "huber_threshold": 1.0, "l2": 0.2, "dataset_size": 40, **options}
+        if settings["loss"] != "huber":
+            del settings["huber_threshold"]
+        method = kind.from_options(**{"adjacency": "remove", **settings})
+        target = Target(epsilon=epsilon, delta=delta)
+        spec = data or DataSpec(features=3, preprocess="none")
+        found = noise(method, target, bound=bound)
+        return plan_from_result(
+            method, found, target, data=spec, executed_learn_steps=learned, init=init, training=training
+        )
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def glm_job() -> Callable[..., Any]:
+    """A job on the CPU from fresh entropy, without progress or checkpoints."""
+    import torch
+
+    from unlearn_runtime.execution import Execution
+    from unlearn_runtime.glm_job import GlmJob
+    from unlearn_runtime.noise import GaussianSource
+    from unlearn_runtime.stepper import Stepper
+
+    def make(
+        plan: Plan,
+        dataset: Any,
+        ids: Any = None,
+        *,
+        gone: Any = None,
+        request: int = 1,
+        chains: int = 1,
+        dtype: str | None = "float64",
+        seed: int | None = None,
+        **execution: Any,
+    ) -> GlmJob:
+        device = torch.device("cpu")
+        source = GaussianSource(device, seed=seed)
+        return GlmJob(
+            plan,
+            dataset,
+            ids=None if ids is None else np.asarray(ids),
+            gone=None if gone is None else np.asarray(gone),
+            request=request,
+            execution=Execution(chains=chains, dtype=dtype, seed=seed, **execution),
+            device=device,
+            source=source,
+            stepper=Stepper(source),
+        )
+
+    return make

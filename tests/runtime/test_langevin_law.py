@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -12,10 +14,14 @@ import pytest
 import torch
 from scipy.optimize import minimize
 from scipy.special import logsumexp
+from scipy.stats import norm
 
+from rdp_calc import DataSpec, Langevin
 from rdp_calc.errors import GuardFailed
+from rdp_calc.methods.descent_to_delete import DescentToDelete
 from unlearn_runtime.algorithms import langevin
 from unlearn_runtime.algorithms.langevin import Update, descent, initial_weights
+from unlearn_runtime.data import Dataset
 from unlearn_runtime.glm import MODELS, GeneralisedLinearModel, Logistic
 from unlearn_runtime.noise import GaussianSource
 from unlearn_runtime.rounding import RoundingGuard
@@ -287,3 +293,156 @@ def test_rounding_is_checked_during_the_run_and_not_only_at_its_start(steps: int
     assert reached
     # At least ten looks in a run, or one in every step, and one at the end.
     assert reached[-1] <= max(1, steps // 10)
+
+
+# Whole jobs
+
+
+@pytest.mark.parametrize("adjacency", ["remove", "zero-out", "replace"])
+def test_law_of_two_requests(
+    adjacency: str,
+    plan_for: Callable[..., Any],
+    regression: Callable[..., Any],
+    glm_job: Callable[..., Any],
+    quadratic_law: Any,
+) -> None:
+    plan = plan_for(Langevin, adjacency=adjacency, learned=4, step_size=0.6, requests="3:2,2:1", epsilon=500.0)
+    dataset, drops = regression(), adjacency == "remove"
+    x, y = dataset.x_train, dataset.y_train
+    step = {"step_size": 0.6, "l2": 0.2, "noise_std": plan.noise_std}
+
+    def without(law: Any, away: list[int], steps: int, **changes: float) -> Any:
+        here = ~np.isin(np.arange(40), away)
+        divisor = 40 - len(away) if drops else 40
+        return law.after(x[here], y[here], divisor, steps=steps, **(step | changes))
+
+    first = glm_job(plan, dataset, [0, 5, 9], chains=CHAINS)
+    second = glm_job(plan, dataset, [1, 2], gone=[0, 5, 9], request=2, chains=CHAINS)
+    learned = first.learn()
+    after = first.unlearn(learned)
+    last = second.unlearn(second.start_from(after))
+    laws = [without(quadratic_law.at_origin(), [], 4)]
+    laws.append(without(laws[0], [0, 5, 9], 2))
+    laws.append(without(laws[1], [0, 5, 9, 1, 2], 1))
+    for state, law in zip((learned, after, last), laws, strict=True):
+        assert law.holds(state["weights"])
+    reference = second.retrain(last, "fresh")
+    assert without(quadratic_law.at_origin(), [0, 5, 9, 1, 2], 7).holds(reference["weights"])
+    assert (first.executed()["unlearn_steps"], second.executed()["unlearn_steps"]) == (2, 1)
+    wrong = [
+        without(laws[1], [0, 5, 9], 1),
+        without(laws[1], [1, 2], 1),
+        without(laws[1], [0, 5, 9, 1, 2], 2),
+        without(laws[1], [0, 5, 9, 1, 2], 1, noise_std=plan.noise_std / 2),
+    ]
+    assert not any(law.holds(last["weights"]) for law in wrong)
+
+
+@pytest.mark.parametrize("convexity", ["strongly", "convex", "none"])
+def test_projected_chains(
+    convexity: str, plan_for: Callable[..., Any], regression: Callable[..., Any], glm_job: Callable[..., Any]
+) -> None:
+    radius = 0.1
+    plan = plan_for(
+        Langevin,
+        learned=6,
+        step_size=0.6,
+        unlearn_steps=3,
+        radius=radius,
+        convexity=convexity,
+        epsilon=5.0,
+        learn_steps=20,
+        dataset_size=400,
+    )
+    assert plan.noise_std > 0.01
+    dataset = regression(n=400)
+    job = glm_job(plan, dataset, [7], chains=CHAINS)
+    learned = job.learn()
+    after = job.unlearn(learned)
+    draws = np.random.default_rng(1)
+    x, y, w = dataset.x_train, dataset.y_train, np.zeros((3, CHAINS))
+    for step in range(9):
+        here = np.arange(400) != (7 if step >= 6 else -1)
+        gradient = x[here].T @ (x[here] @ w - y[here][:, None]) / here.sum()
+        w = w - 0.6 * (gradient + 0.2 * w) + plan.noise_std * draws.normal(size=w.shape)
+        lengths = np.linalg.norm(w, axis=0)
+        w *= np.minimum(1, radius / lengths)
+        if step in (5, 8):
+            found = (learned if step == 5 else after)["weights"].numpy()
+            # Squared in integers, so that no rounding hides a longer chain.
+            for chain in found.T[:500]:
+                assert sum(Fraction(float(number)) ** 2 for number in chain) <= Fraction(radius) ** 2
+            # Projection does bind, not always, and the sampled moments are those of a simulation in numpy.
+            share = float((np.linalg.norm(found, axis=0) > radius * (1 - 1e-9)).mean())
+            assert 0.01 < share < 0.99
+            width = math.sqrt(2 / CHAINS)
+            assert abs(share - (lengths > radius).mean()) <= 6.5 * width / 2
+            assert (np.abs(found.mean(axis=1) - w.mean(axis=1)) <= 6.5 * width * w.std(axis=1)).all()
+            for one, other in ((found, w), (np.abs(found), np.abs(w))):
+                squares = (one**2).mean(axis=1) - (other**2).mean(axis=1)
+                assert (np.abs(squares) <= 6.5 * width * (w**2).std(axis=1)).all()
+
+
+def advantage(one: Array, other: Array, direction: Array, threshold: float, epsilon: float) -> tuple[float, float]:
+    """P(one beyond) - e^epsilon P(other beyond) as sampled, with the deviation of the estimate."""
+    p, q = (float((direction @ w > threshold).mean()) for w in (one, other))
+    spread = math.sqrt((p * (1 - p) + math.exp(2 * epsilon) * q * (1 - q)) / one.shape[1])
+    return p - math.exp(epsilon) * q, spread
+
+
+@pytest.mark.parametrize("kind", [Langevin, DescentToDelete])
+@pytest.mark.parametrize("unlearned", [0, 1, 5])
+def test_advantage_is_what_is_certified(
+    unlearned: int, kind: Any, plan_for: Callable[..., Any], glm_job: Callable[..., Any]
+) -> None:
+    """The worst case of the bound: a forgotten record that pulls with all its strength where the others have no
+    curvature. Telling unlearned from retrained models is then exactly as easy as the certificate says.
+    """
+    learn, n = 6, 30
+    plan = plan_for(
+        kind,
+        adjacency="zero-out",
+        learned=learn,
+        learn_steps=learn,
+        unlearn_steps=unlearned,
+        step_size="1/L",
+        epsilon=1.0,
+        delta=0.05,
+        dataset_size=n,
+        data=DataSpec(features=2, preprocess="none"),
+    )
+    x = np.tile([0.0, 0.5], (n, 1))
+    x[0] = [1.0, 0.0]
+    y = np.full(n, 0.1)
+    # The residual stays at the threshold: weights are 30 deviations of noise away from this label.
+    y[0] = 1e3
+    dataset = Dataset(x_train=x, y_train=y, x_test=None, y_test=None, source="worst")
+
+    def ends(plan: Any) -> tuple[Array, Array]:
+        job = glm_job(plan, dataset, [0], chains=CHAINS)
+        states = job.unlearn(job.learn()), job.retrain(None, "fresh")
+        one, other = (state.get("released", state["weights"]).numpy() for state in states)
+        return one, other
+
+    one, other = ends(plan)
+
+    # Theory section 4.2 and 4.5, written out.
+    eta, c = plan.method.step_size, 1 - plan.method.step_size * 0.2
+    gap = eta / n * c**unlearned * (1 - c**learn) / (1 - c)
+    total = learn + unlearned
+    std = plan.noise_std * (math.sqrt((1 - c ** (2 * total)) / (1 - c**2)) if kind is Langevin else 1.0)
+    mu = gap / std
+    assert plan.mu == pytest.approx(mu, rel=1e-9)
+
+    direction = np.array([1.0, 0.0])
+    for epsilon in (0.0, 0.5, 1.0, 2.0):
+        exact = norm.cdf(mu / 2 - epsilon / mu) - math.exp(epsilon) * norm.cdf(-mu / 2 - epsilon / mu)
+        # Two directions, each with its own best event: the likelihood ratio beyond e^epsilon.
+        for first, second, sign in ((one, other, 1), (other, one, -1)):
+            middle = gap / 2
+            threshold = sign * middle + epsilon * std / mu
+            found, spread = advantage(first, second, sign * direction, threshold, epsilon)
+            assert abs(found - exact) <= 6.5 * spread + 1e-12
+    # With half the noise the same pipeline is caught.
+    found, spread = advantage(*ends(replace(plan, noise_std=plan.noise_std / 2)), direction, gap / 2, 0.0)
+    assert found > norm.cdf(mu / 2) - norm.cdf(-mu / 2) + 6.5 * spread
