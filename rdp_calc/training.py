@@ -53,6 +53,7 @@ class Recipe:
         _check_size("batch_size", self.batch_size)
         if not 0 <= self.momentum < 1:
             raise InvalidInput(f"momentum must be in [0, 1), got {self.momentum!r}.")
+        _as_floats(self, "epochs", "step_size", "momentum", "weight_decay")
 
     @classmethod
     def read(cls, flag: str, text: str | None) -> Recipe | None:
@@ -136,6 +137,7 @@ class Training:
                 check_positive(name, getattr(self, name))
         if self.solver not in SOLVERS:
             raise InvalidInput(f"solver must be one of {', '.join(SOLVERS)}, got {self.solver!r}.")
+        _as_floats(self, "momentum", "clip_norm", "step_size")
 
     def check_method(self, name: str) -> None:
         """Raise InvalidInput for a field that method ``name`` does not use."""
@@ -268,6 +270,13 @@ def check_model(spec: str) -> None:
 def _check_size(name: str, value: object) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= MAX_SIZE:
         raise InvalidInput(f"{name} must be an integer in 1..{MAX_SIZE}, got {value!r}.")
+
+
+def _as_floats(block: Recipe | Training, *names: str) -> None:
+    """A plan reads numbers back as doubles, and must read the same."""
+    for name in names:
+        if getattr(block, name) is not None:
+            object.__setattr__(block, name, float(getattr(block, name)))
 
 
 def _split(text: str) -> tuple[str, ...]:

@@ -89,6 +89,13 @@ def test_from_the_command_line(name: str, values: dict[str, Any], expected: Trai
     assert Training.from_options(name, values) == expected
 
 
+def test_integers_read_back_the_same() -> None:
+    method = OutputPerturbation(init_clip=1.0)
+    training = Training(learn=Recipe(epochs=4, step_size=1, momentum=0, weight_decay=0))
+    document = plan_from_result(method, noise(method, TARGET), TARGET, data=DataSpec(), training=training).to_json()
+    assert verify_document(document).holds
+
+
 def test_a_recipe_from_its_text() -> None:
     text = "epochs=2.5,step-size=0.1,schedule=one-cycle,batch-size=32,momentum=0.9,weight_decay=1e-4"
     assert Recipe.read("--learn", text) == RECIPE
