@@ -18,6 +18,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import itertools
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar
 
@@ -271,7 +272,9 @@ def _per_record(module: torch.nn.Module) -> Iterator[RdpCalcError]:
             f"layers {_some(rewritten)} are parametrized, which dp-sgd cannot split by record; remove it."
         )
     try:
-        from opacus.validators import ModuleValidator
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # it warns while it is imported, of things that are not ours
+            from opacus.validators import ModuleValidator
     except ModuleNotFoundError:
         yield GuardFailed("opacus is not installed; install the runtime: pip install 'rdp-calc[runtime]'.")
         return
@@ -367,7 +370,9 @@ def _rehearsal(module: torch.nn.Module) -> Iterator[torch.nn.Module]:
     Raises GuardFailed where the module cannot be copied: trying it would leave traces.
     """
     try:
-        subject = copy.deepcopy(module)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # copying an exported module makes torch warn of its own code
+            subject = copy.deepcopy(module)
     except Exception as error:  # copying runs code of the module
         text = " ".join(str(error).split()).rstrip(".")[:200] or type(error).__name__
         raise GuardFailed(f"the model cannot be copied to be tried out: {text}.") from None

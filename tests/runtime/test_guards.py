@@ -25,10 +25,7 @@ def same_models() -> None:
 
 
 def problems(module: nn.Module, method: str = "noisy-finetune", **options: Any) -> list[str]:
-    # opacus warns while it is imported, of things that are not ours.
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return [str(error) for error in module_problems(module, method, **{"input_shape": SHAPE, **options})]
+    return [str(error) for error in module_problems(module, method, **{"input_shape": SHAPE, **options})]
 
 
 def stack(*middle: nn.Module) -> nn.Module:

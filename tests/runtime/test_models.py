@@ -135,8 +135,23 @@ def test_models_of_others_are_reset_from_the_source() -> None:
             super().__init__()
             self.scale = nn.Parameter(torch.ones(3))
 
+        def forward(self, rows: torch.Tensor) -> torch.Tensor:
+            return rows * self.scale
+
+    class Replacing(Bare):
+        def reset_parameters(self) -> None:
+            self.scale = nn.Parameter(torch.ones(3))
+
+    source = GaussianSource(torch.device("cpu"), seed=1)
     with pytest.raises(InvalidInput, match=r"layer 0 \(Bare\) has no reset_parameters"):
-        initialise(nn.Sequential(Bare()), GaussianSource(torch.device("cpu"), seed=1))
+        initialise(nn.Sequential(Bare()), source)
+    with pytest.raises(InvalidInput, match="makes new parameters"):
+        initialise(nn.Sequential(Replacing()), source)
+    frozen = nn.Sequential(Bare().requires_grad_(False), nn.Linear(3, 2))
+    before = frozen[1].weight.detach().clone()
+    initialise(frozen, source)
+    assert frozen[0].scale.all()
+    assert not torch.equal(frozen[1].weight, before)
 
 
 # Models of others

@@ -127,10 +127,10 @@ def initialise(module: torch.nn.Module, source: GaussianSource) -> None:
     """Give a model fresh initial numbers, drawn from ``source`` alone.
 
     A linear model without bias (logistic, softmax) starts at zero. Built-in networks: weights N(0, 2 / fan_in) (He et
-    al. 2015), biases zero. Modules of others: every layer's own ``reset_parameters``, innermost first, with torch's
-    generators seeded from ``source``.
+    al. 2015), biases zero. Modules of others: the ``reset_parameters`` of every layer with parameters to train,
+    innermost first, with torch's generators seeded from ``source``.
 
-    Raises InvalidInput where a layer of another's module has parameters and no ``reset_parameters``.
+    Raises InvalidInput where such a layer has no ``reset_parameters``, or one that replaces its parameters.
     """
     with torch.no_grad():
         if type(module) is torch.nn.Linear and [name for name, _ in module.named_parameters()] == ["weight"]:
@@ -152,8 +152,9 @@ def _he(parameter: torch.Tensor, source: GaussianSource) -> None:
 
 
 def _reset(module: torch.nn.Module, source: GaussianSource) -> None:
+    before = {name: parameter.data_ptr() for name, parameter in module.named_parameters()}
     layers = [
-        (name, layer) for name, layer in module.named_modules() if next(layer.parameters(False), None) is not None
+        (n, layer) for n, layer in module.named_modules() if any(p.requires_grad for p in layer.parameters(False))
     ]
     # torch.nn.MultiheadAttention spells it with an underscore.
     resets = [getattr(layer, "reset_parameters", getattr(layer, "_reset_parameters", None)) for _, layer in layers]
@@ -167,6 +168,8 @@ def _reset(module: torch.nn.Module, source: GaussianSource) -> None:
     for reset in reversed(resets):
         assert reset is not None
         reset()
+    if before != {name: parameter.data_ptr() for name, parameter in module.named_parameters()}:
+        raise InvalidInput("reset_parameters of the model makes new parameters; it must fill those that are there.")
 
 
 def _times(shape: tuple[int, ...]) -> str:
