@@ -176,7 +176,11 @@ def test_softmax_weights_with_intercept_and_center(
     raw, labels = draws.uniform(0, 10, size=(90, 4)), draws.integers(0, 3, 90)
     data = save_npz(raw, labels)
     run_plan(
-        plan.to_json(), data=data, output=tmp_path / "run", forget="0-2", execution=Execution(dtype=dtype, retrain="fresh")
+        plan.to_json(),
+        data=data,
+        output=tmp_path / "run",
+        forget="0-2",
+        execution=Execution(dtype=dtype, retrain="fresh"),
     )
     shifted = raw - 5.0
     rows = shifted / np.maximum(1.0, np.linalg.norm(shifted, axis=1, keepdims=True))
@@ -273,17 +277,18 @@ def test_retained_records_do_reach_it(tmp_path: Path, make_plan: MakePlan, blobs
 def test_retraining_leaves_the_forgotten_out_from_the_start(
     adjacency: str, tmp_path: Path, make_plan: MakePlan, blobs: Blobs, save_npz: Save, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import unlearn_runtime.run as module
+    from unlearn_runtime import glm_job as module
 
     plan = make_plan(adjacency=adjacency)
     calls: list[tuple[int, int, int, float]] = []
-    original = module.noisy_gradient_descent
+    original = module.descent
 
-    def watched(model: Any, weights: Any, **settings: Any) -> None:
-        calls.append((len(model.rows), model.divisor, settings["steps"], settings["noise_std"]))
-        original(model, weights, **settings)
+    def watched(batches: Any, weights: Any, *, steps: int, update: Any, **settings: Any) -> Any:
+        (model,) = batches
+        calls.append((len(model.rows), model.divisor, steps, update.noise_std))
+        return original(batches, weights, steps=steps, update=update, **settings)
 
-    monkeypatch.setattr(module, "noisy_gradient_descent", watched)
+    monkeypatch.setattr(module, "descent", watched)
     data = save_npz(*blobs())
     run_plan(
         plan.to_json(), data=data, output=tmp_path / "run", forget="3-5", execution=Execution(retrain="fresh", chains=2)

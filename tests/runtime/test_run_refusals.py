@@ -16,10 +16,10 @@ import numpy.typing as npt
 import pytest
 from safetensors.numpy import load_file, save_file
 
-import unlearn_runtime.run as module
-from rdp_calc import DataSpec, Langevin, OutputPerturbation, Plan, Target, noise, plan_from_result, verify_document
+from rdp_calc import DataSpec, Langevin, Plan, Target, noise, plan_from_result, registry, verify_document
 from rdp_calc.documents import digest
 from rdp_calc.errors import DataError, GuardFailed, InvalidInput, NotApplicable, RdpCalcError
+from unlearn_runtime import glm_job, records, release
 from unlearn_runtime.execution import Execution
 from unlearn_runtime.run import run_plan
 
@@ -142,12 +142,10 @@ def test_devices(tmp_path: Path, make_plan: MakePlan, data: str, monkeypatch: py
 def test_memory_that_runs_out_before_the_first_step(
     name: str, tmp_path: Path, make_plan: MakePlan, data: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from unlearn_runtime import execution
-
     def full(*args: Any, **settings: Any) -> Any:
         raise RuntimeError("can't allocate memory: you tried to allocate 5120000000 bytes")
 
-    monkeypatch.setattr(execution, name, full)
+    monkeypatch.setattr(records, name, full)
     with refused(tmp_path, InvalidInput, "memory"):
         run_plan(make_plan().to_json(), data=data, output=tmp_path / "run", forget="1")
 
@@ -159,7 +157,7 @@ def test_memory_that_runs_out_later(
     def full(*args: Any, **settings: Any) -> Any:
         raise fault
 
-    monkeypatch.setattr(module, "noisy_gradient_descent", full)
+    monkeypatch.setattr(glm_job, "descent", full)
     with refused(tmp_path, InvalidInput, "memory"):
         run_plan(make_plan().to_json(), data=data, output=tmp_path / "run", forget="1")
 
@@ -197,6 +195,12 @@ def test_plan_without_digest(tmp_path: Path, make_plan: MakePlan, data: str) -> 
     del plan["digest"]
     with refused(tmp_path, DataError, "digest"):
         run_plan(plan, data=data, output=tmp_path / "run", forget="1")
+
+
+def test_a_wrong_digest_is_told_whatever_else_is_wrong(tmp_path: Path, make_plan: MakePlan) -> None:
+    plan = make_plan().to_json() | {"digest": "0" * 64}
+    with refused(tmp_path, DataError, "digest"):
+        run_plan(plan, data=str(tmp_path / "missing.npz"), output=tmp_path / "run", forget="1", phase="both")
 
 
 def forged(plan: Plan, how: str) -> dict[str, Any]:
@@ -264,29 +268,32 @@ def test_other_schema(schema: Any, tmp_path: Path, make_plan: MakePlan, data: st
         run_plan(plan, data=data, output=tmp_path / "run", forget="1")
 
 
-def test_output_perturbation_is_not_executable_yet(tmp_path: Path, data: str) -> None:
-    method = OutputPerturbation(init_clip=1.0)
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("newton", {"adjacency": "remove", "tolerance": 1e-8}),
+        ("jackknife", {"adjacency": "zero-out", "tolerance": 1e-8}),
+        ("hessian-free", {"adjacency": "zero-out", "batch_size": 10, "step_size": 0.5, "epochs": 2}),
+    ],
+)
+def test_methods_without_an_execution(name: str, options: dict[str, Any], tmp_path: Path, data: str) -> None:
+    method = registry.method(name).from_options(dataset_size=60, loss="logistic", l2=0.1, **options)
     target = Target(epsilon=1.0, delta=1e-3)
     plan = plan_from_result(method, noise(method, target), target, data=DataSpec(features=4, classes=("0", "1")))
     assert verify_document(plan.to_json()).holds
-    with refused(tmp_path, NotApplicable, "not executable yet"):
+    with refused(tmp_path, NotApplicable, f"{name} is not executable"):
         run_plan(plan.to_json(), data=data, output=tmp_path / "run", forget="1")
 
 
-@pytest.mark.parametrize(
-    ("inputs", "match"),
-    [
-        ({"lipschitz": 1.0, "strong_convexity": 0.1, "smoothness": 0.35}, "typed constants"),
-        ({"loss": "huber", "huber_threshold": 1.0, "l2": 0.1}, "huber"),
-    ],
-)
-def test_models_the_runtime_does_not_have(inputs: dict[str, Any], match: str, tmp_path: Path, data: str) -> None:
-    method = Langevin.from_options(dataset_size=60, adjacency="remove", unlearn_steps=4, **inputs)
+def test_typed_constants_name_no_model(tmp_path: Path, data: str) -> None:
+    method = Langevin.from_options(
+        dataset_size=60, adjacency="remove", unlearn_steps=4, lipschitz=1.0, strong_convexity=0.1, smoothness=0.35
+    )
     target = Target(epsilon=1.0, delta=1e-3)
     spec = DataSpec(features=4, classes=("0", "1"))
     plan = plan_from_result(method, noise(method, target), target, data=spec, executed_learn_steps=2).to_json()
     assert verify_document(plan).holds
-    with refused(tmp_path, GuardFailed, match):
+    with refused(tmp_path, GuardFailed, "typed constants"):
         run_plan(plan, data=data, output=tmp_path / "run", forget="1")
 
 
@@ -482,7 +489,7 @@ def test_taken_output_is_refused_before_anything_is_computed(
     def unreachable(*args: Any, **settings: Any) -> None:
         raise AssertionError("the run began")
 
-    monkeypatch.setattr(module, "noisy_gradient_descent", unreachable)
+    monkeypatch.setattr(glm_job.GlmJob, "__init__", unreachable)
     (tmp_path / "file").write_text("mine")
     with refused(tmp_path, InvalidInput):
         run_plan(make_plan().to_json(), data=data, output=tmp_path / "file", forget="1")
@@ -507,20 +514,21 @@ def test_relative_output(tmp_path: Path, make_plan: MakePlan, data: str, monkeyp
 @pytest.mark.parametrize("fault", [OSError, KeyboardInterrupt])
 @pytest.mark.parametrize("target", ["existing", "new"])
 @pytest.mark.parametrize(
-    ("name", "call"),
+    ("module", "name", "call"),
     [
-        ("noisy_gradient_descent", 1),
-        ("noisy_gradient_descent", 2),
-        ("save_file", 1),
-        ("save_file", 2),
-        ("certificate_document", 1),
-        ("pretty", 1),
-        ("file_sha256", 1),
-        ("_write_private", 1),
-        ("_write_private", 2),
+        (glm_job, "descent", 1),
+        (glm_job, "descent", 2),
+        (release, "save_file", 1),
+        (release, "save_file", 2),
+        (release, "certificate_document", 1),
+        (release, "pretty", 1),
+        (release, "file_sha256", 1),
+        (release, "_write_private", 1),
+        (release, "_write_private", 2),
     ],
 )
 def test_failure_in_the_middle_leaves_nothing(
+    module: Any,
     name: str,
     call: int,
     target: str,
