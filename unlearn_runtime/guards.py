@@ -9,14 +9,12 @@ Why each check exists:
   that: there mixing alone is harmless.
 - Dropout is fresh randomness, the same in both runs, and harmless wherever the gradient may be any clipped vector. The
   methods for a fixed objective (langevin, noisy-sgd, descent-to-delete, gradient-norm) need that very objective.
-- Numbers that are not noised but released: parameters that are not trained. They may only be what the user says they
-  are: public.
+- Numbers that are released but not noised: parameters that are not trained, and buffers that are saved. They may have
+  been learned from anything; with --trainable the user says that they are public.
 """
 
 from __future__ import annotations
 
-import contextlib
-import copy
 import itertools
 import warnings
 from collections.abc import Callable, Iterable, Iterator
@@ -31,18 +29,12 @@ from torch.nn.utils.parametrize import is_parametrized
 
 from rdp_calc.errors import GuardFailed, InvalidInput, RdpCalcError
 from unlearn_runtime.network import set_mode, trainable_names
-
-#: Methods whose bound is about one fixed smooth objective.
-FIXED_OBJECTIVE = ("langevin", "noisy-sgd", "descent-to-delete", "gradient-norm")
-
-#: Methods that bound what each record contributes to a step.
-PER_RECORD = ("dp-sgd",)
+from unlearn_runtime.rehearsal import FIXED_OBJECTIVE, PER_RECORD, rehearse, tensors_of
 
 OPTIMIZERS = ("sgd", "momentum", "adam")
 
-_PROBE_ROWS, _PROBE_SEEDS = 3, 5
+_PROBE_ROWS = 3
 _MOST_NAMED = 5
-_TOLERANCE = 1e-3
 
 T = TypeVar("T")
 
@@ -102,7 +94,7 @@ def module_problems(
     errors: list[RdpCalcError] = []
     if optimizer not in OPTIMIZERS:
         errors.append(InvalidInput(f"optimizer must be one of {', '.join(OPTIMIZERS)}, got {optimizer!r}."))
-    errors += [*_parameters(module, trainable), *_layers(module, method)]
+    errors += [*_parameters(module, trainable), *_layers(module, method, trainable)]
     if not _lazy(module):
         errors += _storage(module, dtype, torch.device(device))
         if method in PER_RECORD:
@@ -112,7 +104,7 @@ def module_problems(
         # A generator of its own: no guarantee rests on these numbers, and the run's source stays where it is.
         rows = torch.randn((_PROBE_ROWS, *input_shape), generator=torch.Generator().manual_seed(0))
         try:
-            errors += _probe(module, method, rows, classes)
+            errors += rehearse(module, method, rows, classes)
         except GuardFailed as error:
             errors.append(error)
     return errors
@@ -120,7 +112,7 @@ def module_problems(
 
 def _lazy(module: torch.nn.Module) -> list[str]:
     lazy = UninitializedParameter | UninitializedBuffer
-    return [name for name, tensor in _tensors(module).items() if isinstance(tensor, lazy)]
+    return [name for name, tensor in tensors_of(module).items() if isinstance(tensor, lazy)]
 
 
 def _parameters(module: torch.nn.Module, trainable: tuple[str, ...] | None) -> Iterator[RdpCalcError]:
@@ -173,9 +165,9 @@ def _overlapping(named: dict[str, torch.nn.Parameter]) -> tuple[str, str] | None
     return None
 
 
-def _layers(module: torch.nn.Module, method: str) -> Iterator[RdpCalcError]:
+def _layers(module: torch.nn.Module, method: str, trainable: tuple[str, ...] | None) -> Iterator[RdpCalcError]:
     named = {name or "(the model itself)": layer for name, layer in module.named_modules()}
-    norms = [name for name, layer in named.items() if isinstance(layer, _BatchNorm) and _is_batch_norm(layer)]
+    norms = [name for name, layer in named.items() if _is_batch_norm(layer)]
     if norms:
         mixes = " and mix the records of a batch" if method in PER_RECORD else ""
         yield GuardFailed(
@@ -193,6 +185,13 @@ def _layers(module: torch.nn.Module, method: str) -> Iterator[RdpCalcError]:
         yield GuardFailed(
             f"layers {_some(changing)} have spectral norm, whose buffers change with every batch; remove it with "
             "torch.nn.utils.parametrize.remove_parametrizations or torch.nn.utils.remove_spectral_norm."
+        )
+    known = tuple(f"{name}." for name in (*norms, *tracked, *changing))
+    kept = [name for name in module.state_dict() if name in dict(module.named_buffers()) and not name.startswith(known)]
+    if kept and trainable is None:
+        yield GuardFailed(
+            f"buffers {_some(kept)} are released as they are, without noise. Register constants with persistent=False; "
+            "where they never saw the records to forget, say so with --trainable, which names the parameters to train."
         )
     dropouts = [name for name, layer in named.items() if isinstance(layer, _DropoutNd) and layer.p > 0]
     if dropouts and method in FIXED_OBJECTIVE:
@@ -215,8 +214,8 @@ def _layers(module: torch.nn.Module, method: str) -> Iterator[RdpCalcError]:
 
 
 def _is_batch_norm(layer: torch.nn.Module) -> bool:
-    # Instance norm derives from the same class and mixes nothing; it is judged by its statistics alone.
-    return not isinstance(layer, _InstanceNorm)
+    # Layers of a TorchScript file say what they were. Instance norm shares the class and is judged by its statistics.
+    return isinstance(layer, _BatchNorm) or "BatchNorm" in str(getattr(layer, "original_name", ""))
 
 
 def _is_spectral(layer: torch.nn.Module) -> bool:
@@ -232,7 +231,7 @@ def _is_training_operator(node: Any) -> bool:
 
 
 def _storage(module: torch.nn.Module, dtype: torch.dtype, device: torch.device) -> Iterator[RdpCalcError]:
-    tensors = _tensors(module)
+    tensors = tensors_of(module)
     parameters = dict(module.named_parameters())
     meta = [name for name, tensor in tensors.items() if tensor.device.type == "meta"]
     if meta:
@@ -289,114 +288,6 @@ def _per_record(module: torch.nn.Module) -> Iterator[RdpCalcError]:
         # Batch norm has its own text above.
         if "BatchNorm" not in text:
             yield GuardFailed(f"dp-sgd cannot train the model: {text[:200]}.")
-
-
-def _probe(module: torch.nn.Module, method: str, rows: torch.Tensor, classes: int | None) -> Iterator[RdpCalcError]:
-    """What three rows show, run together and alone in training mode with dropout off, on a copy of the module."""
-    parameter = next(module.parameters())
-    rows = rows.to(parameter)
-    with _rehearsal(module) as subject:
-        before = {name: tensor.detach().clone() for name, tensor in _tensors(subject).items()}
-        try:
-            together = _run(subject, rows)
-            changed = [name for name, tensor in _tensors(subject).items() if not _same(tensor, before.get(name))]
-            alone = [_run(subject, rows[i : i + 1]) for i in range(len(rows))]
-        except Exception as error:  # a module of somebody else may fail in any way
-            text = " ".join(str(error).split()).rstrip(".")[:200] or type(error).__name__
-            yield GuardFailed(
-                f"the model cannot be run on rows of shape {tuple(rows.shape)}, or on one alone: {text}; it may need "
-                "another --input-shape."
-            )
-            return
-        if changed:
-            yield GuardFailed(
-                f"a forward pass in training mode changes {_some(changed)}, which would be released with traces of "
-                "every batch; use layers that keep nothing, such as torch.nn.GroupNorm."
-            )
-        if not all(
-            isinstance(y, torch.Tensor) and y.ndim in (1, 2) and len(y) == len(x)
-            for y, x in ((together, rows), *((y, rows[:1]) for y in alone))
-        ):
-            yield GuardFailed(
-                "the model must return one tensor (rows, classes) or (rows,), the outputs before softmax."
-            )
-            return
-        outputs = together[0].numel()
-        if classes is not None and outputs != classes and (outputs, classes) != (1, 2):
-            yield GuardFailed(f"the model has {outputs} outputs, the data {classes} classes; they must agree.")
-        random = not _close(together, _run(subject, rows, seed=1))
-        if random and method in FIXED_OBJECTIVE:
-            yield GuardFailed(
-                f"the model's outputs are random in training mode; the bound of {method} is about one fixed objective."
-            )
-        if method in PER_RECORD and (
-            _depends_on_others(subject, rows) or (not random and not _close(together, torch.cat(alone)))
-        ):
-            yield GuardFailed(
-                f"the model mixes the records of a batch: a row's output depends on the other rows; {method} needs a "
-                "gradient for each record. Use layers that treat every row by itself."
-            )
-
-
-def _run(module: torch.nn.Module, rows: torch.Tensor, *, seed: int = 0) -> torch.Tensor:
-    torch.manual_seed(seed)
-    with torch.no_grad():
-        outputs: torch.Tensor = module(rows)
-    return outputs
-
-
-def _depends_on_others(module: torch.nn.Module, rows: torch.Tensor) -> bool:
-    """Whether the outputs of any row have a derivative by another row; random layers do not disturb this."""
-    rows = rows.clone().requires_grad_()
-    for seed in range(_PROBE_SEEDS):
-        # Several draws: dropout and ReLU may happen to cut every path. Random weights: a sum may be constant.
-        torch.manual_seed(seed)
-        with torch.enable_grad():
-            outputs = module(rows)
-            if not outputs.requires_grad:
-                return False
-            weighted = outputs.reshape(len(rows), -1) @ torch.rand_like(outputs[0].reshape(-1))
-            for i in range(len(rows)):
-                (slope,) = torch.autograd.grad(weighted[i], rows, retain_graph=True, allow_unused=True)
-                if slope is not None and bool((slope[torch.arange(len(rows)) != i] != 0).any()):
-                    return True
-    return False
-
-
-@contextlib.contextmanager
-def _rehearsal(module: torch.nn.Module) -> Iterator[torch.nn.Module]:
-    """A copy to try out, in training mode with dropout off; torch's generators are afterwards as they were.
-
-    Raises GuardFailed where the module cannot be copied: trying it would leave traces.
-    """
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # copying an exported module makes torch warn of its own code
-            subject = copy.deepcopy(module)
-    except Exception as error:  # copying runs code of the module
-        text = " ".join(str(error).split()).rstrip(".")[:200] or type(error).__name__
-        raise GuardFailed(f"the model cannot be copied to be tried out: {text}.") from None
-    devices = sorted({tensor.device.index or 0 for tensor in _tensors(subject).values() if tensor.is_cuda})
-    with torch.random.fork_rng(devices=devices):
-        set_mode(subject, True)
-        for layer in subject.modules():
-            if isinstance(layer, _DropoutNd):
-                layer.training = False
-        yield subject
-
-
-def _tensors(module: torch.nn.Module) -> dict[str, torch.Tensor]:
-    return {**dict(module.named_parameters()), **dict(module.named_buffers())}
-
-
-def _same(tensor: torch.Tensor, other: torch.Tensor | None) -> bool:
-    return other is not None and tensor.shape == other.shape and torch.equal(tensor, other)
-
-
-def _close(outputs: torch.Tensor, others: torch.Tensor) -> bool:
-    """Equal up to the rounding of another order of sums."""
-    scale = float(others.abs().max()) + 1e-6
-    return bool(torch.isfinite(outputs).all()) and float((outputs - others).abs().max()) <= _TOLERANCE * scale
 
 
 def _plain(dtype: torch.dtype) -> str:

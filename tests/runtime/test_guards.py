@@ -42,7 +42,7 @@ class Remembers(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.register_buffer("seen", torch.zeros(4))
+        self.register_buffer("seen", torch.zeros(4), persistent=False)
 
     def forward(self, rows: torch.Tensor) -> torch.Tensor:
         if self.training:
@@ -80,10 +80,22 @@ def holding(value: torch.Tensor) -> nn.Module:
     return module
 
 
+def constant_buffer(*, persistent: bool) -> nn.Module:
+    module = stack()
+    module.register_buffer("table", torch.ones(3), persistent=persistent)
+    return module
+
+
 def mixed_dtypes() -> nn.Module:
     module = stack()
     module[0].double()
     return module
+
+
+def scripted(module: nn.Module) -> nn.Module:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch advises against it
+        return torch.jit.script(module)
 
 
 def infinite() -> nn.Module:
@@ -120,6 +132,7 @@ def test_a_convolutional_model_passes() -> None:
         (lambda: stack(nn.InstanceNorm1d(4, track_running_stats=True)), "track_running_stats=False"),
         (lambda: stack(nn.utils.parametrizations.spectral_norm(nn.Linear(4, 4))), "spectral norm"),
         (lambda: stack(Remembers()), "changes 1.seen"),
+        (lambda: constant_buffer(persistent=True), "persistent=False"),
         (tied, "0.weight and 1.weight are one tensor (tied)"),
         (overlapping, "share memory"),
         (frozen, "0.weight are frozen"),
@@ -133,6 +146,7 @@ def test_a_convolutional_model_passes() -> None:
         (infinite, "not finite"),
         (lambda: nn.Sequential(nn.Flatten()), "no parameters"),
         (lambda: nn.Sequential(nn.Embedding(5, 3, sparse=True)), "sparse=False"),
+        (lambda: scripted(stack(nn.BatchNorm1d(4))), "torch.nn.GroupNorm"),
         (lambda: nn.Linear(7, 3), "cannot be run on rows of shape (3, 6)"),
         (lambda: nn.Sequential(nn.Linear(6, 4), nn.Unflatten(1, (2, 2))), "must return one tensor"),
     ],
@@ -209,6 +223,23 @@ def test_trainable_patterns() -> None:
     assert problems(frozen(), trainable=("2.*",)) == []
     assert "matches no parameter" in problems(stack(), trainable=("2.*", "head.*"))[0]
     assert problems(stack(), trainable=("*.weight",)) == []
+    # Saved buffers too are then what the user says they are; those that are not saved are never released.
+    assert problems(constant_buffer(persistent=True), trainable=("*",)) == []
+    assert problems(constant_buffer(persistent=False)) == []
+
+
+def test_statistics_frozen_into_an_export_are_refused_unless_public() -> None:
+    module = stack(nn.BatchNorm1d(4)).eval()
+    exported = torch.export.export(module, (torch.rand(2, 6),), dynamic_shapes=({0: torch.export.Dim("n")},)).module()
+    (text,) = problems(exported)
+    assert "1.running_mean" in text
+    assert "released as they are" in text
+    assert problems(exported, trainable=("*",)) == []
+
+
+def test_an_export_for_one_batch_size_is_refused() -> None:
+    (text,) = problems(torch.export.export(stack().eval(), (torch.rand(5, 6),)).module())
+    assert "dynamic first dimension" in text
 
 
 def test_other_inputs_of_the_check() -> None:
