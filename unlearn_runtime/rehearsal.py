@@ -48,8 +48,9 @@ def rehearse(module: torch.nn.Module, method: str, rows: torch.Tensor, classes: 
             )
             return
         if changed:
+            names = some_names(dict.fromkeys(changed))
             yield GuardFailed(
-                f"a forward pass in training mode changes {some_names(dict.fromkeys(changed))}, which would be released "
+                f"a forward pass in training mode changes {names}, which would be released "
                 "with traces of every batch; use layers that keep nothing, such as torch.nn.GroupNorm."
             )
         if not all(
