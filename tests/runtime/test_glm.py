@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from fractions import Fraction
 from typing import Any
 
 import mpmath
@@ -13,7 +14,7 @@ import pytest
 import torch
 
 from unlearn_runtime import glm
-from unlearn_runtime.glm import MODELS, GeneralisedLinearModel
+from unlearn_runtime.glm import MODELS, GeneralisedLinearModel, PublishedClip
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -256,3 +257,171 @@ def test_from_arrays(loss: str, blobs: Callable[..., tuple[Array, Array]]) -> No
     labels = 2.0 * y - 1 if loss == "logistic" else y
     model = MODELS[loss].from_arrays(x.copy(), labels, classes=2 if loss == "logistic" else 3, device=CPU)
     assert (model.divisor, model.features, model.outputs) == (9, 4, 1 if loss == "logistic" else 3)
+
+
+# Huber losses, clips and second derivatives
+
+
+def autograd_records(loss: str, x: Array, y: Array, chain: torch.Tensor) -> torch.Tensor:
+    """Data gradient of every record at one chain (d, C), (n, d, C), by automatic differentiation."""
+    found = []
+    for row, label in zip(x, y, strict=True):
+        leaf = chain.clone().requires_grad_()
+        score = torch.from_numpy(row.astype(np.float64)) @ leaf
+        if loss == "logistic":
+            value = torch.nn.functional.softplus(-float(label) * score[0])
+        elif loss == "huber":
+            value = torch.nn.functional.huber_loss(score[0], torch.tensor(float(label)).double(), delta=0.7)
+        else:
+            value = torch.nn.functional.cross_entropy(score, torch.tensor(int(label)))
+        found.append(torch.autograd.grad(value, leaf)[0])
+    return torch.stack(found)
+
+
+def objective(
+    loss: str, n: int, *, dtype: Any = np.float64, **options: Any
+) -> tuple[GeneralisedLinearModel, Array, Array]:
+    draws = np.random.default_rng(4)
+    x = (0.9 * draws.normal(size=(n, 5))).astype(dtype)
+    x[0] = 0
+    y: Array = {
+        "logistic": draws.choice([-1.0, 1.0], n),
+        "huber": draws.normal(size=n).astype(np.float32).astype(np.float64),
+        "softmax": draws.integers(0, 3, n),
+    }[loss]
+    if loss == "huber":
+        options["threshold"] = 0.7
+    model = MODELS[loss].from_arrays(x.copy(), y, classes=3 if loss == "softmax" else 2, device=CPU, **options)
+    return model, x, y
+
+
+def chains(model: GeneralisedLinearModel, count: int) -> torch.Tensor:
+    return torch.from_numpy(np.random.default_rng(9).normal(size=(5, count * model.outputs)))
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_huber_gradient_and_loss(dtype: Any, blocks: str) -> None:
+    model, x, y = objective("huber", 300, dtype=dtype)
+    weights = chains(model, 2)
+    unit = float(np.finfo(dtype).eps)
+    for found in (model.mean_gradient(weights.to(model.rows.dtype)), model.exact_mean_gradient(weights)):
+        for c in range(2):
+            expected = autograd_records("huber", x, y, weights[:, c : c + 1]).mean(dim=0)[:, 0]
+            assert (found[:, c] - expected).abs().max() <= 300 * unit
+    scores = x.astype(np.float64) @ weights.numpy() - y[:, None]
+    sizes = np.abs(scores)
+    by_hand = np.where(sizes <= 0.7, scores**2 / 2, 0.7 * (sizes - 0.35)).mean(axis=0)
+    np.testing.assert_allclose(model.loss(weights), by_hand, rtol=300 * unit)
+    assert model.accuracy(weights) is None
+    signed = MODELS["huber"].from_arrays(x, np.sign(y), classes=2, device=CPU, threshold=0.7, signs=True)
+    agree = (np.where(x.astype(np.float64) @ weights.numpy() > 0, 1, -1) == np.sign(y)[:, None]).mean(axis=0)
+    found = signed.accuracy(weights)
+    assert found is not None
+    assert np.abs(found - agree).max() <= 1.01 / 300
+
+
+@pytest.mark.parametrize("loss", ["logistic", "softmax"])
+def test_loss_by_chain(loss: str, blocks: str) -> None:
+    model, x, y = objective(loss, 300)
+    weights = chains(model, 2)
+    for c, chain in enumerate(weights.split(model.outputs, dim=1)):
+        scores = torch.from_numpy(x) @ chain
+        if loss == "logistic":
+            expected = torch.nn.functional.softplus(-torch.from_numpy(y) * scores[:, 0]).mean()
+        else:
+            expected = torch.nn.functional.cross_entropy(scores, torch.from_numpy(y))
+        assert model.loss(weights)[c] == pytest.approx(float(expected), rel=1e-12)
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("clip", [0.05, 0.4, 1.0])
+@pytest.mark.parametrize("loss", ["logistic", "huber"])
+def test_residual_clip(loss: str, clip: float, dtype: Any, blocks: str) -> None:
+    model, x, y = objective(loss, 300, dtype=dtype, residual_clip=clip)
+    weights = chains(model, 2)
+    kept = model.kept(torch.arange(300) % 3 > 0, divisor=123)
+    for number in range(2):
+        gradients = autograd_records(loss, x, y, weights[:, number : number + 1])[:, :, 0]
+        # The residual multiplies the row, so clipping it to C/||x|| scales the gradient of one record to norm C.
+        clipped = gradients * (clip / gradients.norm(dim=1, keepdim=True)).nan_to_num(nan=1, posinf=1).clamp(max=1)
+        assert (clipped.norm(dim=1) > 0.99 * clip).any()
+        for part, rows in ((model, slice(None)), (kept, np.arange(300) % 3 > 0)):
+            expected = clipped[rows].sum(dim=0) / part.divisor
+            for found in (part.mean_gradient(weights.to(part.rows.dtype)), part.exact_mean_gradient(weights)):
+                # Limits are 2^-40 short of C/||x||.
+                tolerance = 300 * float(np.finfo(dtype).eps) + 2.0**-40
+                assert (found[:, number] - expected).abs().max() <= tolerance
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_no_clipped_gradient_is_longer_than_the_clip(dtype: Any) -> None:
+    draws = np.random.default_rng(8)
+    x = (10.0 ** draws.uniform(-3, 3, (200, 1)) * draws.normal(size=(200, 30))).astype(dtype)
+    # Residuals of 1: every one is clipped, or so long is the row.
+    model = MODELS["huber"].from_arrays(
+        x.copy(), np.full(200, -1e9), classes=2, device=CPU, threshold=1e6, residual_clip=0.3
+    )
+    for record in range(200):
+        alone = model.kept(torch.arange(200) == record, divisor=1)
+        (limit,) = (float(block.limits[0, 0]) for block in alone._blocks if block.limits is not None)
+        # Compared as fractions: norm(x) * limit <= 0.3 without any rounding.
+        squared = sum(Fraction(float(v)) ** 2 for v in x[record])
+        assert squared * Fraction(limit) ** 2 <= Fraction(0.3) ** 2
+        assert float(squared) ** 0.5 * limit >= 0.3 * (1 - 1e-6)
+
+
+def test_clipped_residuals_of_several_outputs_are_refused() -> None:
+    with pytest.raises(ValueError, match="one number"):
+        objective("softmax", 10, residual_clip=1.0)
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("clip", [0.2, 0.9, 1e6])
+@pytest.mark.parametrize("loss", ["logistic", "huber", "softmax"])
+def test_published_clip(loss: str, clip: float, dtype: Any, blocks: str) -> None:
+    # What published code does: the gradient of each record, data and l2 w, clipped as one vector; their mean.
+    l2, n = 0.3, 200
+    model, x, y = objective(loss, n, dtype=dtype, published_clip=PublishedClip(clip, l2))
+    short = model.kept(torch.arange(n) < 150, divisor=n)
+    weights = chains(model, 2)
+    for number, chain in enumerate(weights.split(model.outputs, dim=1)):
+        whole = autograd_records(loss, x, y, chain) + l2 * chain
+        clipped = whole * (clip / whole.norm(dim=(1, 2), keepdim=True)).clamp(max=1)
+        null = l2 * chain * min(1.0, clip / (l2 * float(chain.norm())))
+        expected = {model: clipped.sum(dim=0), short: clipped[:150].sum(dim=0) + 50 * null}
+        for part, total in expected.items():
+            for found in (part.mean_gradient(weights.to(part.rows.dtype)), part.exact_mean_gradient(weights)):
+                # A step takes l2 w off by itself.
+                step = found.split(model.outputs, dim=1)[number] + l2 * chain
+                assert (step - total / n).abs().max() <= 1000 * float(np.finfo(dtype).eps)
+
+
+@pytest.mark.parametrize("clip", [None, 0.3])
+@pytest.mark.parametrize("loss", ["logistic", "huber", "softmax"])
+def test_hessian_products(loss: str, clip: float | None, blocks: str) -> None:
+    if loss == "softmax" and clip:
+        pytest.skip("not clippable")
+    model, _, _ = objective(loss, 300, residual_clip=clip)
+    weights = chains(model, 1)
+    times = model.hessian(weights)
+    for seed in range(3):
+        direction = torch.from_numpy(np.random.default_rng(seed).normal(size=weights.shape))
+        ahead = model.exact_mean_gradient(weights + 1e-7 * direction)
+        behind = model.exact_mean_gradient(weights - 1e-7 * direction)
+        # Kinks are 1e-7 away with probability 1e-4; differences of float64 gradients in 1e-7 are good to 1e-8.
+        assert (times(direction) - (ahead - behind) / 2e-7).abs().max() < 1e-7
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_rounding_bound_of_huber_contains_the_error(dtype: Any) -> None:
+    model, x, y = objective("huber", 400, dtype=dtype)
+    weights = chains(model, 1).to(model.rows.dtype)
+    with mpmath.workdps(30):
+        total = [mpmath.mpf(0)] * 5
+        for row, label in zip(x.astype(np.float64), y.astype(dtype).astype(np.float64), strict=True):
+            score = mpmath.fsum(mpmath.mpf(a) * mpmath.mpf(b) for a, b in zip(row, weights[:, 0].tolist(), strict=True))
+            residual = min(max(score - mpmath.mpf(label), -mpmath.mpf(0.7)), mpmath.mpf(0.7))
+            total = [t + mpmath.mpf(a) * residual for t, a in zip(total, row, strict=True)]
+        found = model.mean_gradient(weights)[:, 0].tolist()
+        error = mpmath.sqrt(mpmath.fsum((mpmath.mpf(a) - b / 400) ** 2 for a, b in zip(found, total, strict=True)))
+    assert 0 < error <= model.rounding_bound(float(weights.double().norm()))
