@@ -13,6 +13,9 @@ from unlearn_runtime.noise import GaussianSource
 class Batches:
     """Batch t of records 0..n-1: each epoch is a fresh permutation cut into batches of ``size``, the last one shorter.
 
+    The order depends on nothing but n and fresh randomness. So two runs on the same retained records may be compared
+    order by order, and given the order each step is the same kernel in both (theory 4.6).
+
     ``order`` is all of its memory: the permutation of the epoch under way, on the device.
     """
 

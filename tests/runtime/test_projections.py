@@ -10,7 +10,7 @@ import torch
 
 from rdp_calc.errors import GuardFailed
 from unlearn_runtime import projections
-from unlearn_runtime.projections import clamp_, clip_factors, norms, project_
+from unlearn_runtime.projections import clamp_, clip_factors, norms, project_, tiles
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -57,6 +57,21 @@ def test_tiles_do_not_change_the_outcome(monkeypatch: pytest.MonkeyPatch) -> Non
         found = vectors.clone()
         project_(found, 2.0, ((3, 20), (30, 50)), center=center)
         torch.testing.assert_close(found, whole, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+@pytest.mark.parametrize("tile", [1, 3, 8, 1000])
+def test_tiles_cover_every_number_once(device: str, tile: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """meta stands for any accelerator."""
+    monkeypatch.setattr(projections, "_TILE", tile)
+    counts, ranges = torch.zeros(5, 12), ((0, 4), (6, 11))
+    for rows, columns in tiles(5, ranges, torch.device(device)):
+        counts[rows, columns] += 1
+        if device == "cpu":
+            assert counts[rows, columns].numel() <= tile
+    expected = torch.zeros(5, 12)
+    expected[:, :4] = expected[:, 6:11] = 1
+    assert torch.equal(counts, expected)
 
 
 def test_only_the_given_columns_count_and_move() -> None:
