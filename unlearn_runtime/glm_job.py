@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -27,15 +27,13 @@ from unlearn_runtime.algorithms.gradient_norm import Solution, minimise
 from unlearn_runtime.algorithms.langevin import Update, descent, initial_weights
 from unlearn_runtime.algorithms.noisy_sgd import SlottedBatches, assign_slots, check_slots
 from unlearn_runtime.data import Dataset
+from unlearn_runtime.execution import Execution
 from unlearn_runtime.glm import GeneralisedLinearModel
 from unlearn_runtime.job import Job, State
 from unlearn_runtime.noise import GaussianSource
 from unlearn_runtime.records import prepare_records, records_for, regulariser
 from unlearn_runtime.rounding import RoundingGuard, rounding_guard
 from unlearn_runtime.stepper import Stepper
-
-if TYPE_CHECKING:
-    from unlearn_runtime.execution import Execution
 
 Array = npt.NDArray[Any]
 
@@ -68,7 +66,7 @@ class GlmJob(Job):
         self.request = request
         self.solved: Solution | None = None
         self._slotted: SlottedBatches | None = None
-        clip = getattr(execution, "published_clip", None)
+        clip = execution.published_clip
         if isinstance(plan.method, GradientNorm):
             if execution.dtype == "float32":
                 raise InvalidInput("gradient-norm solves in float64; leave --dtype out.")
