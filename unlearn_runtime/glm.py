@@ -17,21 +17,13 @@ from typing import Any, ClassVar
 import numpy.typing as npt
 import torch
 
+from unlearn_runtime.published_clip import PublishedClip
+
 Array = npt.NDArray[Any]
 
 # A block is read twice per step; it should stay in a core's share of the last-level cache, or fill a GPU.
 _CPU_BLOCK_BYTES = 8 * 2**20
 _CUDA_BLOCK_BYTES = 512 * 2**20
-
-
-@dataclass(frozen=True)
-class PublishedClip:
-    """Each record's gradient, data and l2 w together, clipped to Euclidean norm ``norm``: what published experiments
-    did. It can break the contraction, so runs with it are for comparison and certify nothing.
-    """
-
-    norm: float
-    l2: float
 
 
 @dataclass(frozen=True)
@@ -160,7 +152,7 @@ class GeneralisedLinearModel(ABC):
             factors = buffers[0].factors
             for other in buffers[1:shares]:
                 factors += other.factors
-            self._shrink_regulariser(total, weights, factors)
+            total += self._off_regulariser(weights, factors)
         return total
 
     def _add_share(self, index: int, weights: torch.Tensor, buffers: list[_Buffers]) -> None:
@@ -188,46 +180,28 @@ class GeneralisedLinearModel(ABC):
             total += doubled.t() @ products
         total.div_(self.divisor)
         if self.published_clip is not None:
-            self._shrink_regulariser(total, exact, factors)
+            total += self._off_regulariser(exact, factors)
         return total
 
     def _clipped_residuals_(
         self, products: torch.Tensor, block: _Block, weights: torch.Tensor, factors: torch.Tensor
     ) -> None:
-        before = products.clone() if self.published_clip is not None else products
+        clip, before = self.published_clip, products
+        if clip is not None:
+            before = products.clone()
         self.residuals_(products, block.labels)
         if block.limits is not None:
             torch.clamp(products, min=-block.limits, max=block.limits, out=products)
-        if self.published_clip is not None and block.squared_norms is not None:
-            factors += self._clip_as_published_(products, before, block.squared_norms, weights)
+        if clip is not None and block.squared_norms is not None:
+            factors += clip.clip_(products, before, block.squared_norms, self._chain_squares(weights))
 
-    def _clip_as_published_(
-        self, residuals: torch.Tensor, products: torch.Tensor, squared_norms: torch.Tensor, weights: torch.Tensor
-    ) -> torch.Tensor:
-        """Scale residuals by min(1, C/||r x + l2 w||), overwriting ``products``; the sum of the factors, (R,).
-
-        ||r x + l2 w||^2 = |r|^2 |x|^2 + 2 l2 r.(W x) + l2^2 |W|^2 follows from the products: no gradient of a record is
-        formed.
-        """
+    def _off_regulariser(self, weights: torch.Tensor, factors: torch.Tensor) -> torch.Tensor:
+        """What the published clip takes off the regulariser's gradient."""
         assert self.published_clip is not None
-        clip, l2 = self.published_clip.norm, self.published_clip.l2
-        own = l2**2 * self._chain_squares(weights).to(products.dtype)
-        # In place, on numbers that are still in the cache: squared norms, then factors.
-        squares = products.mul_(2 * l2).addcmul_(residuals, squared_norms).mul_(residuals)
-        if self.outputs > 1:
-            squares = squares.view(len(products), -1, self.outputs).sum(dim=2)
-        found = squares.add_(own).clamp_(min=0).rsqrt_().mul_(clip).clamp_(max=1)
-        shaped = residuals.view(len(residuals), -1, self.outputs)
-        shaped *= found[:, :, None]
-        return found.sum(dim=0, dtype=torch.float64)
-
-    def _shrink_regulariser(self, total: torch.Tensor, weights: torch.Tensor, factors: torch.Tensor) -> None:
-        """Add (mean factor - 1) l2 w. A record that was zeroed or replaced counts as one without a data gradient."""
-        assert self.published_clip is not None
-        clip, l2 = self.published_clip.norm, self.published_clip.l2
-        null = (self._chain_squares(weights).sqrt() * l2).reciprocal_().mul_(clip).clamp_(max=1)
-        mean = (factors + (self.divisor - len(self.rows)) * null) / self.divisor
-        total += (l2 * (mean - 1)).repeat_interleave(self.outputs) * weights
+        squares = self._chain_squares(weights)
+        return self.published_clip.off_regulariser(
+            weights, factors, squares, records=len(self.rows), divisor=self.divisor
+        )
 
     def _chain_squares(self, weights: torch.Tensor) -> torch.Tensor:
         """Squared Euclidean norms (R,) of the chains, float64."""

@@ -14,10 +14,10 @@ from rdp_calc.errors import DataError, GuardFailed
 from rdp_calc.losses import Constants
 from rdp_calc.plan import Plan
 from unlearn_runtime.data import Dataset, encode_labels, preprocess
-from unlearn_runtime.glm import MODELS, GeneralisedLinearModel, PublishedClip
+from unlearn_runtime.execution import DTYPES
+from unlearn_runtime.glm import MODELS, GeneralisedLinearModel
+from unlearn_runtime.published_clip import PublishedClip
 from unlearn_runtime.rounding import RoundingGuard
-
-DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
 Array = npt.NDArray[Any]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,10 @@ import numpy.typing as npt
 import pytest
 from scipy import stats
 
-import unlearn_runtime.run as module
 from rdp_calc import Plan
 from rdp_calc.documents import read_document
 from unlearn_runtime.execution import Execution
+from unlearn_runtime.glm_job import GlmJob
 from unlearn_runtime.run import run_plan
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -42,21 +43,30 @@ def final_weights(
     plan: Plan, data: str, forget: str, output: Path, patch: pytest.MonkeyPatch, noise_factor: float
 ) -> tuple[Array, Array]:
     """(unlearned, retrained), each (d, R): the end points of all chains of one run of the whole pipeline."""
-    ends: list[Array] = []
-    original = module.noisy_gradient_descent
+    ends: dict[str, Array] = {}
+    prepare = GlmJob.__init__
 
-    def watched(model: Any, weights: Any, **settings: Any) -> None:
-        settings["noise_std"] *= noise_factor
-        original(model, weights, **settings)
-        ends.append(weights.numpy().copy())
+    def with_other_noise(self: GlmJob, plan: Plan, *args: Any, **settings: Any) -> None:
+        prepare(self, replace(plan, noise_std=noise_factor * plan.noise_std), *args, **settings)
 
-    patch.setattr(module, "noisy_gradient_descent", watched)
+    def watched(name: str) -> Callable[..., Any]:
+        original = getattr(GlmJob, name)
+
+        def phase(self: GlmJob, *args: Any, **settings: Any) -> Any:
+            state = original(self, *args, **settings)
+            ends[name] = state["weights"].numpy().copy()
+            return state
+
+        return phase
+
+    patch.setattr(GlmJob, "__init__", with_other_noise)
+    for name in ("learn", "unlearn", "retrain"):
+        patch.setattr(GlmJob, name, watched(name))
     execution = Execution(chains=CHAINS, retrain="fresh", dtype="float64")
     run_plan(plan.to_json(), data=data, output=output, forget=forget, execution=execution)
     patch.undo()
-    learned, unlearned, relearned, retrained = ends
-    assert not np.array_equal(learned, relearned)
-    return unlearned, retrained
+    assert not np.array_equal(ends["learn"], ends["unlearn"])
+    return ends["unlearn"], ends["retrain"]
 
 
 def lower_bound_on_mu(one: Array, other: Array) -> float:
