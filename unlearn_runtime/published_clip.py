@@ -12,7 +12,7 @@ import torch
 
 @dataclass(frozen=True)
 class PublishedClip:
-    """Each record's gradient r x + l2 w clipped to Euclidean norm ``norm`` C, by the factor f = min(1, C/||r x + l2 w||).
+    """Each record's gradient r x + l2 w clipped to Euclidean norm ``norm`` C: times f = min(1, C/||r x + l2 w||).
 
     The mean is then X'(f r)/n + l2 w mean(f), and ||r x + l2 w||^2 = |r|^2 |x|^2 + 2 l2 r.(W x) + l2^2 |W|^2 follows
     from the products: no gradient of a record is formed.

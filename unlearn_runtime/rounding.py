@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from flint import arb
 
-from rdp_calc.bounds.shifted import best_choice, resolved
+from rdp_calc.bounds.shifted import BOUND, best_choice, resolved
 from rdp_calc.descent import Descent
 from rdp_calc.errors import GuardFailed
 from rdp_calc.methods.descent_to_delete import DescentToDelete
@@ -91,12 +91,15 @@ def rounding_guard(plan: Plan) -> RoundingGuard:
     """
     method = plan.method
     assert isinstance(method, Descent)
-    return RoundingGuard(limit=rounding_limit(method, plan.choice), step_size=method.step_size)
+    choice = plan.choice if plan.bound.name == BOUND.name else None
+    return RoundingGuard(limit=rounding_limit(method, choice), step_size=method.step_size)
 
 
 def rounding_limit(method: Descent, choice: tuple[int, ...] | None = None) -> float:
     """The largest error e of a mean gradient at which rounding adds at most ``ROUNDING_SHARE`` to the mu of every
     release. Infinite where no step has the forgotten records: both runs are then one and the same law.
+
+    ``choice``: a restart and a switch of inequalities for every release, as shifted composition stores them in a plan.
     """
     with precision(_BITS):
         sequence = method.sequence()
@@ -105,8 +108,8 @@ def rounding_limit(method: Descent, choice: tuple[int, ...] | None = None) -> fl
         for number, release in enumerate(method.releases()):
             assert isinstance(release, Descent)
             process = release.process(1.0)
-            kept, switched = _choice(process, choice, number)
-            part = resolved(process, kept, switched)
+            chosen = best_choice(process) if choice is None else choice[2 * number : 2 * number + 2]
+            part = resolved(process, chosen[0], chosen[1])
             mu = energy(part.initial_distance, part.phases).sqrt()
             if closed is not None:
                 mu = mu.min(closed[number])
@@ -116,17 +119,6 @@ def rounding_limit(method: Descent, choice: tuple[int, ...] | None = None) -> fl
             added = energy(0.0, _rounding_phases(release, part)).sqrt()
             limits.append(float((ROUNDING_SHARE * mu / added).mid()))
     return min(limits)
-
-
-def _choice(process: NoisyProcess, choice: tuple[int, ...] | None, number: int) -> tuple[int, int]:
-    """Where the bound restarts and switches inequalities for release ``number``; found anew where the plan's bound is
-    another one or its restarts do not fit.
-    """
-    if choice is not None and 2 * number + 2 <= len(choice):
-        kept, switched = choice[2 * number : 2 * number + 2]
-        if -1 <= kept <= process.steps and -1 <= switched <= process.steps:
-            return kept, switched
-    return best_choice(process)
 
 
 def _rounding_phases(method: Descent, process: NoisyProcess) -> list[Phase | Cycle]:

@@ -130,6 +130,24 @@ def test_without_learning_nothing_can_part() -> None:
     assert rounding_limit(problem(learn_steps=0, unlearn_steps=3)) == math.inf
 
 
+@pytest.mark.parametrize("bound", ["shifted", "contraction", "lsi-sharp"])
+def test_plans_of_every_bound_have_a_limit(bound: str, plan_for: Callable[..., Any]) -> None:
+    plan = plan_for(
+        Langevin,
+        bound=bound,
+        convexity="none",
+        radius=0.5,
+        learn_steps=50,
+        unlearn_steps=30,
+        step_size=0.3,
+        epsilon=3.0,
+    )
+    # What the plan chose is as good as what is found here.
+    found = rounding_limit(plan.method)
+    assert rounding_guard(plan).limit == pytest.approx(found, rel=0.05)
+    assert 0 < found < 1
+
+
 def test_limits_are_found_at_once(plan_for: Callable[..., Any]) -> None:
     cases = [
         (Langevin, {"unlearn_steps": 100}),
