@@ -14,6 +14,7 @@ from rdp_calc.certificate import RUN_CHECKS
 from rdp_calc.documents import digest
 from rdp_calc.errors import DataError, GuardFailed, InvalidInput, NotApplicable
 from rdp_calc.losses import CONSTANT_NAMES, Constants, proved_constants
+from rdp_calc.methods.blockwise_finetune import BlockwiseFinetune
 from rdp_calc.methods.model_clip import ModelClip
 from rdp_calc.methods.noisy_finetune import NoisyFinetune
 from rdp_calc.plan import Plan, plan_from_json
@@ -21,6 +22,7 @@ from rdp_calc.reals import at_most, ball
 from rdp_calc.training import EXTERNAL, GLM_METHODS, Training
 from rdp_calc.verify import verify_document
 from unlearn_runtime.bindings import file_sha256, load_for_plan
+from unlearn_runtime.blocks import make_blocks
 from unlearn_runtime.data import Dataset, parse_ids
 from unlearn_runtime.execution import Execution
 from unlearn_runtime.folders import check_free
@@ -28,6 +30,7 @@ from unlearn_runtime.guards import Problems, module_problems
 from unlearn_runtime.learned import Learned
 from unlearn_runtime.models.builtin import build, input_shape_for
 from unlearn_runtime.models.loading import load_module, read_weights
+from unlearn_runtime.network import trainable_names
 from unlearn_runtime.records import check_data
 
 PHASES = ("all", "learn", "unlearn")
@@ -94,18 +97,19 @@ def admit(
         found = problems.attempt(lambda: _module(training, model, features=features, classes=len(classes)))
         if found is not None and device is not None:
             module, training = found
-            problems.extend(
-                module_problems(
-                    module,
-                    plan.method.NAME,
-                    optimizer=getattr(plan.method, "optimizer", "sgd"),
-                    trainable=training.trainable,
-                    dtype=execution.model_dtype,
-                    device=device,
-                    input_shape=training.input_shape or (features,),
-                    classes=len(classes or ()),
-                )
+            unfit = module_problems(
+                module,
+                plan.method.NAME,
+                optimizer=getattr(plan.method, "optimizer", "sgd"),
+                trainable=training.trainable,
+                dtype=execution.model_dtype,
+                device=device,
+                input_shape=training.input_shape or (features,),
+                classes=len(classes or ()),
             )
+            problems.extend(unfit)
+            if not unfit:
+                problems.attempt(lambda: _check_parts(plan, *found))
     around = None
     if center is not None and isinstance(plan.method, NoisyFinetune):
         wanted = plan.method.center
@@ -225,6 +229,44 @@ def _check_choices(plan: Plan, execution: Execution, *, model: str | None, cente
         block = plan.training or Training()
         if block.clip_norm is None or block.step_size is None:
             raise GuardFailed("this dp-sgd plan has no clip norm or step size; plan with --clip-norm and --step-size.")
+
+    if execution.retrain is not None:
+        _check_reference(plan, execution.retrain)
+
+
+def _check_reference(plan: Plan, mode: str) -> None:
+    """The references a method has: known before it runs for hours."""
+    method, name = plan.method, plan.method.NAME
+    has = ["fresh"] if name == "dp-sgd" else ["fresh", "zeros"]
+    if name in ANY_MODEL:
+        if plan.training is None or plan.training.learn is None:
+            raise InvalidInput(f"--retrain needs a {name} plan with --learn, the training that is repeated.")
+        if getattr(method, "init_clip", None) is not None:
+            has.append("noised")
+    if mode not in has:
+        raise InvalidInput(f"{name} has no reference {mode}; retrain from {' or '.join(has)}.")
+
+
+def _check_parts(plan: Plan, module: torch.nn.Module, training: Training) -> None:
+    """Numbers of parameters that the plan names must be the model's."""
+    method, parameters = plan.method, dict(module.named_parameters())
+    ranges: dict[str, tuple[int, int]] = {}
+    size = 0
+    for name in trainable_names(module, training.trainable):
+        ranges[name] = (size, size + parameters[name].numel())
+        size = ranges[name][1]
+    if isinstance(method, NoisyFinetune) and method.dimension not in (None, size):
+        raise GuardFailed(
+            f"the plan clamps {method.dimension} parameters, the model trains {size}; plan with --dimension {size}."
+        )
+    if isinstance(method, BlockwiseFinetune):
+        blocks = make_blocks(training.blocks, ranges=ranges, size=size, count=len(method.init_clips))
+        sizes = [sum(stop - start for start, stop in block) for block in blocks]
+        if method.block_sizes not in (None, tuple(sizes)):
+            raise GuardFailed(
+                f"the plan is for blocks of {', '.join(map(str, method.block_sizes or ()))} parameters, the model's"
+                f" blocks have {', '.join(map(str, sizes))}; plan with --block-sizes {','.join(map(str, sizes))}."
+            )
 
 
 def _forget_ids(plan: Plan, forget: str, size: int, start: Learned | None) -> Array:

@@ -44,6 +44,11 @@ class Learned:
         """The state of a run of ``plan`` on ``dataset``. Raises DataError for anything else, and for a changed file."""
         if not folder.is_dir():
             raise DataError(f"--start {folder} must be the folder of a learn run of the same plan.")
+        if (folder / "certificate.json").is_file() and not (folder / RECORD).exists():
+            raise DataError(
+                f"{folder} holds the answer to the last request of its plan, from which nothing goes on; start from a"
+                " learn run, and plan again for further requests."
+            )
         record = read_document(folder / RECORD)
         if documents.field(record, "schema", "text") != LEARNING_SCHEMA:
             raise DataError(f"schema of {folder}/{RECORD} must be {LEARNING_SCHEMA}.")
