@@ -116,6 +116,7 @@ class GlmJob(Job):
         learned = self._learn(retained=True, std=std, slots=slots, released=False)
         if isinstance(self.plan.method, GradientNorm):
             return self._release(learned)
+        # What was removed earlier is missing from the start, so the steps of earlier requests are carried out too.
         return self._continue(learned, sum(self._turns), "retrain, last steps")
 
     def _learn(self, *, retained: bool, std: float, slots: torch.Tensor | None = None, released: bool = True) -> State:
@@ -195,8 +196,8 @@ class GlmJob(Job):
         assert isinstance(method, GradientNorm)
         solver = "newton-cg" if self.plan.training is None else self.plan.training.solver
 
-        def solve(step: int) -> None:
-            self.solved = minimise(
+        def solution() -> Solution:
+            return minimise(
                 model,
                 weights[:, :outputs],
                 l2=regulariser(self.plan),
@@ -204,9 +205,18 @@ class GlmJob(Job):
                 tolerance=method.tolerance,
                 solver=solver,
             )
-            weights.copy_(self.solved.weights.repeat(1, weights.shape[1] // outputs))
+
+        found: list[Solution] = []
+
+        def solve(step: int) -> None:
+            found.append(solution())
+            weights.copy_(found[0].weights.repeat(1, weights.shape[1] // outputs))
 
         self.stepper.run(name, 1, state, solve)
+        # Where a resumed run skipped the loop, this is one gradient: what is published is always shown to be within.
+        found = found or [solution()]
+        if name != "retrain":
+            self.solved = found[0]
 
     def _release(self, state: State) -> State:
         """The state with what is published, where that is not the weights themselves."""

@@ -26,7 +26,12 @@ from unlearn_runtime.stepper import Stepper
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 Array = npt.NDArray[Any]
-METHODS = [(Langevin, {}), (NoisySgd, {"batch_size": 9}), (DescentToDelete, {}), (DescentToDelete, {"rewind": True})]
+METHODS: list[tuple[Any, dict[str, Any]]] = [
+    (Langevin, {}),
+    (NoisySgd, {"batch_size": 9}),
+    (DescentToDelete, {}),
+    (DescentToDelete, {"rewind": True}),
+]
 IDS = [0, 8, 21]
 
 

@@ -15,6 +15,7 @@ from rdp_calc import DataSpec
 from rdp_calc.errors import DataError, GuardFailed, InvalidInput
 from rdp_calc.methods.gradient_norm import GradientNorm
 from rdp_calc.training import Training
+from unlearn_runtime.algorithms import gradient_norm
 from unlearn_runtime.algorithms.gradient_norm import minimise
 from unlearn_runtime.data import Dataset
 from unlearn_runtime.glm import MODELS
@@ -89,7 +90,7 @@ def test_tolerance_below_float64_is_refused(regression: Callable[..., Dataset]) 
 def test_a_bounded_number_of_iterations(regression: Callable[..., Dataset], monkeypatch: pytest.MonkeyPatch) -> None:
     data = regression()
     model = MODELS["huber"].from_arrays(data.x_train.copy(), data.y_train, classes=0, device=CPU, threshold=1.0)
-    monkeypatch.setitem(minimise.__globals__["_MOST_ITERATIONS"], "lbfgs", 3)
+    monkeypatch.setitem(gradient_norm._MOST_ITERATIONS, "lbfgs", 3)
     with pytest.raises(GuardFailed, match="not reached"):
         minimise(model, torch.zeros(3, 1).double(), l2=1e-4, smoothness=1.1, tolerance=1e-12, solver="lbfgs")
 
@@ -131,6 +132,9 @@ def test_law_of_the_released_model(
     assert job.executed()["matrix_dtype"] == "float64"
     audit = job.audit()
     assert audit["gradient_norm"] + audit["rounding_error"] <= 1e-9
+    # It is the solve of the released model that is recorded, not that of the reference.
+    assert job.solved is not None
+    assert torch.equal(job.solved.weights, after["weights"][:, :1])
 
 
 def test_any_model_is_a_warm_start(
