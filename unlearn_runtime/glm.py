@@ -10,7 +10,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import repeat
 from typing import Any, ClassVar
 
@@ -18,6 +18,7 @@ import numpy.typing as npt
 import torch
 
 from unlearn_runtime.published_clip import PublishedClip
+from unlearn_runtime.workspace import Buffers, Workspace
 
 Array = npt.NDArray[Any]
 
@@ -34,40 +35,6 @@ class _Block:
     labels: torch.Tensor
     limits: torch.Tensor | None
     squared_norms: torch.Tensor | None
-
-
-@dataclass(frozen=True)
-class _Buffers:
-    """What one worker writes to: products (rows, R x C), a block's gradient and the float64 sum (d, R x C), and sums
-    of clip factors (R,).
-    """
-
-    products: torch.Tensor
-    part: torch.Tensor
-    total: torch.Tensor
-    factors: torch.Tensor
-
-
-@dataclass
-class _Workspace:
-    """Buffers by worker, shared by models that are never computed at the same time."""
-
-    buffers: list[_Buffers] = field(default_factory=list)
-
-    def of(self, model: GeneralisedLinearModel, columns: int, workers: int) -> list[_Buffers]:
-        fits = self.buffers and self.buffers[0].part.shape[1] == columns and len(self.buffers) >= workers
-        if not fits or len(self.buffers[0].products) < model.block_rows:
-            rows = model.rows
-            self.buffers = [
-                _Buffers(
-                    rows.new_empty((model.block_rows, columns)),
-                    rows.new_empty((model.features, columns)),
-                    rows.new_zeros((model.features, columns), dtype=torch.float64),
-                    rows.new_zeros((columns // model.outputs,), dtype=torch.float64),
-                )
-                for _ in range(workers)
-            ]
-        return self.buffers
 
 
 class GeneralisedLinearModel(ABC):
@@ -107,7 +74,7 @@ class GeneralisedLinearModel(ABC):
         self.block_rows = -(-len(rows) // count) if count else 0
         self._blocks = [self._block(i) for i in range(0, len(rows), self.block_rows or 1)]
         self._shares = [self._blocks[i::workers] for i in range(workers) if self._blocks[i::workers]]
-        self._workspace = _Workspace()
+        self._workspace = Workspace()
         self._longest: float | None = None
 
     def _block(self, start: int) -> _Block:
@@ -138,7 +105,10 @@ class GeneralisedLinearModel(ABC):
         The result is a buffer that the next call overwrites.
         """
         shares = len(self._shares)
-        buffers = self._workspace.of(self, weights.shape[1], max(1, shares))
+        chains = weights.shape[1] // self.outputs
+        buffers = self._workspace.of(
+            self.rows, weights.shape[1], chains, height=self.block_rows, workers=max(1, shares)
+        )
         if not shares:
             return buffers[0].total.zero_()
         run = map if workers is None else workers.map
@@ -155,7 +125,7 @@ class GeneralisedLinearModel(ABC):
             total += self._off_regulariser(weights, factors)
         return total
 
-    def _add_share(self, index: int, weights: torch.Tensor, buffers: list[_Buffers]) -> None:
+    def _add_share(self, index: int, weights: torch.Tensor, buffers: list[Buffers]) -> None:
         """The sum over one worker's blocks, into its own buffers."""
         own = buffers[index]
         own.total.zero_()
