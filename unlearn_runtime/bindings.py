@@ -7,17 +7,19 @@ import hmac
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from rdp_calc.documents import digest, field, read_document
 from rdp_calc.errors import DataError, RdpCalcError
 from rdp_calc.plan import DataSpec
 from rdp_calc.verify import Check, Report
 from unlearn_runtime.data import Dataset, load, parse_ids, select_classes
+
+if TYPE_CHECKING:
+    import torch
 
 Array = npt.NDArray[Any]
 
@@ -41,6 +43,8 @@ def forget_fingerprint(key: bytes, ids: Array) -> str:
 
 def state_fingerprint(key: bytes, tensors: dict[str, torch.Tensor]) -> str:
     """HMAC-SHA-256 of named tensors: names, types, shapes and values."""
+    import torch  # verify needs the rest of this file and no torch
+
     mac = hmac.new(key, b"rdp-calc/tensors/1", hashlib.sha256)
     for name in sorted(tensors):
         tensor = tensors[name].detach().cpu().contiguous()

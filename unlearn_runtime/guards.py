@@ -28,7 +28,7 @@ from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 from torch.nn.utils.parametrize import is_parametrized
 
 from rdp_calc.errors import GuardFailed, InvalidInput, RdpCalcError
-from unlearn_runtime.network import set_mode, trainable_names
+from unlearn_runtime.network import trainable_names
 from unlearn_runtime.rehearsal import FIXED_OBJECTIVE, PER_RECORD, rehearse, tensors_of
 
 OPTIMIZERS = ("sgd", "momentum", "adam")
@@ -273,21 +273,14 @@ def _per_record(module: torch.nn.Module) -> Iterator[RdpCalcError]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # it warns while it is imported, of things that are not ours
-            from opacus.validators import ModuleValidator
+            from unlearn_runtime.algorithms.dp_sgd import complaints
     except ModuleNotFoundError:
         yield GuardFailed("opacus is not installed; install the runtime: pip install 'rdp-calc[runtime]'.")
         return
-    was_training = module.training
-    set_mode(module, True)
-    try:
-        complaints = ModuleValidator.validate(module, strict=False)
-    finally:
-        set_mode(module, was_training)
-    for complaint in complaints:
-        text = " ".join(str(complaint).split()).rstrip(".")
+    for text in complaints(module):
         # Batch norm has its own text above.
         if "BatchNorm" not in text:
-            yield GuardFailed(f"dp-sgd cannot train the model: {text[:200]}.")
+            yield GuardFailed(f"dp-sgd cannot train the model: {text}.")
 
 
 def _plain(dtype: torch.dtype) -> str:

@@ -42,12 +42,12 @@ class Job(ABC):
 
     @abstractmethod
     def metrics(self, state: State) -> dict[str, Any]:
-        """{train (retained records), test, forget}_{accuracy, loss} of every chain, each {mean, std, chains} or None."""
+        """{train (retained records), test, forget}_{accuracy, loss} over chains, each {mean, std, chains} or None."""
 
     @abstractmethod
     def retrain(self, start: State | None, mode: str) -> State:
-        """The reference to compare with, on retained records alone. mode: fresh (the same pipeline from the start), zeros
-        (from zero weights), noised (from ``start`` clipped and noised). Raises InvalidInput for a mode it has not.
+        """The reference to compare with, on retained records alone. mode: fresh (the same pipeline from the start),
+        zeros (from zero weights), noised (``start`` clipped and noised). Raises InvalidInput for a mode it has not.
         """
 
     @abstractmethod

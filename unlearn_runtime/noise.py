@@ -9,10 +9,11 @@ The default source is seeded from the operating system's entropy: 128 bits on th
 63 on CUDA (what torch takes); ``secure`` keeps all 256. A fixed seed exists for experiments; runs that use it get no
 certificate level. torch's CPU generator is not used for noise, because it keeps only 32 bits of its seed.
 
-Every sampler ends somewhere. torch's float32 draws end at 5.768 standard deviations. numpy's ziggurat ends at
-3.654 + sqrt(2 x 53 ln 2) = 12.23, because its tail branch takes the logarithm of a uniform with 53 bits, and a
-Box-Muller transform of such uniforms, as on CUDA, at sqrt(2 x 53 ln 2) = 8.57. The radius of ``secure`` has 74 bits and
-ends at sqrt(2 x 75 ln 2) = 10.2. ``missing_mass`` is the probability of what lies beyond.
+Every sampler ends somewhere. torch's float32 draws end at 5.768 standard deviations, its float64 draws on CUDA, a
+Box-Muller transform of uniforms with 53 bits, at sqrt(2 x 53 ln 2) = 8.57, too early for a network's many draws;
+neither is used. numpy's ziggurat ends at 3.654 + 8.57 = 12.23, because its tail branch takes the logarithm of such a
+uniform. The radius of our Box-Muller transform on CUDA takes two uniforms and ends at sqrt(2 x 107 ln 2) = 12.18, that
+of ``secure`` has 74 bits and ends at sqrt(2 x 75 ln 2) = 10.2. ``missing_mass`` is the probability of what lies beyond.
 """
 
 from __future__ import annotations
@@ -41,8 +42,10 @@ LANES = 4
 #: Buffers of at least this many numbers are drawn by all lanes.
 LARGE = 2**18
 
-_BOX_MULLER_END = math.sqrt(2 * 53 * math.log(2))
-_ZIGGURAT_END = 3.654 + _BOX_MULLER_END
+_ZIGGURAT_END = 3.654 + math.sqrt(2 * 53 * math.log(2))
+
+#: A radius of two uniforms is beyond its end with this probability; each draw takes one.
+_BOX_MULLER_MISSING = 2.0**-107
 
 #: Each draw of the secure source takes four radii, and a radius is beyond its end with probability 2^-75.
 _SECURE_MISSING = 4 * 2.0**-75
@@ -52,8 +55,9 @@ _SECURE_MISSING = 4 * 2.0**-75
 _PIECE = 2**16
 _ZEROS = bytes(32 * _PIECE)
 
-#: Draws that go to another device at once.
+#: Draws that go to another device at once, and that are transformed on one at once.
 _STAGE = 2**20
+_BATCH = 2**24
 
 #: Words compared with a probability at once.
 _CHOICES = 2**18
@@ -113,7 +117,7 @@ class GaussianSource:
         """
         if self._secure is not None:
             return _SECURE_MISSING
-        return math.erfc((_ZIGGURAT_END if self._cuda is None else _BOX_MULLER_END) / math.sqrt(2))
+        return math.erfc(_ZIGGURAT_END / math.sqrt(2)) if self._cuda is None else _BOX_MULLER_MISSING
 
     @property
     def description(self) -> str:
@@ -130,7 +134,8 @@ class GaussianSource:
         if self._secure is not None:
             _fill_secure(self._secure[0], flat)
         elif self._cuda is not None:
-            buffer.normal_(generator=self._cuda)
+            for start in range(0, len(flat), _BATCH):
+                box_muller(flat[start : start + _BATCH], self._cuda)
         elif len(flat) < LARGE:
             self._lanes[0].standard_normal(out=flat.numpy())
         else:
@@ -266,6 +271,19 @@ class _Keystream:
             piece = out[start : start + len(_ZEROS) // 8]
             self.read(self.reserve(-(-len(piece) // 8)), piece.view(np.uint8))
         return out.astype(np.uint64, copy=False)
+
+
+def box_muller(out: torch.Tensor, generator: torch.Generator) -> None:
+    """Fill a flat float64 tensor with N(0, 1) draws from uniforms of torch's ``generator`` on its device.
+
+    The radius takes two uniforms of 53 bits, the second one behind the first, so that it is in [2^-107, 1].
+    """
+    pairs = (len(out) + 1) // 2
+    uniforms = torch.rand(3, pairs, dtype=torch.float64, device=out.device, generator=generator)
+    radius = uniforms[1].add_(2.0**-54).mul_(2.0**-53).add_(uniforms[0]).log_().mul_(-2.0).sqrt_()
+    angle = uniforms[2].mul_(2 * math.pi)
+    torch.mul(torch.cos(angle), radius, out=out[:pairs])
+    torch.mul(angle.sin_()[: len(out) - pairs], radius[: len(out) - pairs], out=out[pairs:])
 
 
 def _fill_secure(stream: _Keystream, flat: torch.Tensor) -> None:

@@ -23,7 +23,7 @@ from scipy.special import ndtr
 from rdp_calc.certificate import GENERATORS, OS_ENTROPY
 from rdp_calc.errors import DataError, GuardFailed, InvalidInput
 from unlearn_runtime import noise
-from unlearn_runtime.noise import LARGE, GaussianSource
+from unlearn_runtime.noise import LARGE, GaussianSource, box_muller
 
 Array = npt.NDArray[Any]
 CPU = torch.device("cpu")
@@ -454,3 +454,19 @@ def test_on_cuda(options: dict[str, Any]) -> None:
     if "secure" in options:
         other = GaussianSource(CPU, secure=True, entropy=bytes.fromhex(state["key"]))
         assert (drawn(other, 2_500_001) == found[0][0].numpy()).all()
+
+
+def test_the_transform_of_the_gpu_is_normal_far_into_its_tails() -> None:
+    """The same code on the CPU: moments and tails of 2^22 draws, and the two halves of an odd buffer."""
+    generator = torch.Generator().manual_seed(11)
+    draws = torch.empty(2**22 + 1, dtype=torch.float64)
+    box_muller(draws, generator)
+    count = len(draws)
+    assert abs(float(draws.mean())) < 6 / count**0.5
+    assert abs(float(draws.var()) - 1) < 6 * (2 / count) ** 0.5
+    assert abs(float(draws[: count // 2] @ draws[-(count // 2) :])) < 6 * (count / 2) ** 0.5
+    for end in (1.0, 2.0, 3.0, 4.0):
+        share = math.erfc(end / 2**0.5)
+        assert abs(float((draws.abs() > end).sum()) - share * count) < 6 * (share * count) ** 0.5
+    # A first uniform of 0 still has a radius: the second uniform stands behind it, and the end is at 12.18.
+    assert math.sqrt(-2 * math.log(2.0**-54 * 2.0**-53)) == pytest.approx(12.18, abs=0.01)

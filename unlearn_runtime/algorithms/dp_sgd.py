@@ -18,7 +18,7 @@ from opacus.optimizers import DPOptimizer
 from opacus.validators import ModuleValidator
 
 from rdp_calc.errors import GuardFailed
-from unlearn_runtime.network import Network
+from unlearn_runtime.network import Network, set_mode
 from unlearn_runtime.noise import GaussianSource
 from unlearn_runtime.stepper import Stepper
 
@@ -27,6 +27,17 @@ CLIP_MARGIN = 1e-5
 
 #: Numbers of gradients by record that are held at once (1 GiB in float32); a larger batch goes in parts.
 _GRADIENT_NUMBERS = 2**28
+
+
+def complaints(module: torch.nn.Module) -> list[str]:
+    """Why opacus cannot take the gradient of each record, one text a reason; the module's mode stays as it was."""
+    was_training = module.training
+    set_mode(module, True)
+    try:
+        found = ModuleValidator.validate(module, strict=False)
+    finally:
+        set_mode(module, was_training)
+    return [" ".join(str(complaint).split()).rstrip(".")[:200] for complaint in found]
 
 
 def dp_sgd(
@@ -50,9 +61,9 @@ def dp_sgd(
     noise_multiplier z, clip_norm C in gradient units. Raises GuardFailed for a model whose layers mix records, and
     where the weights end up not finite.
     """
-    errors = ModuleValidator.validate(network.module, strict=False)
+    errors = complaints(network.module)
     if errors:
-        raise GuardFailed(f"the model is not fit for DP-SGD: {str(errors[0]).splitlines()[0]}")
+        raise GuardFailed(f"the model is not fit for DP-SGD: {errors[0]}.")
     with _by_record(network) as module:
         optimizer = _Optimizer(
             torch.optim.SGD([p for p in module.parameters() if p.requires_grad], lr=step_size),
