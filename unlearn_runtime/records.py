@@ -12,6 +12,7 @@ import torch
 
 from rdp_calc.errors import DataError, GuardFailed
 from rdp_calc.losses import Constants
+from rdp_calc.methods.noisy_sgd import NoisySgd
 from rdp_calc.plan import Plan
 from unlearn_runtime.data import Dataset, encode_labels, preprocess
 from unlearn_runtime.execution import DTYPES
@@ -20,6 +21,8 @@ from unlearn_runtime.published_clip import PublishedClip
 from unlearn_runtime.rounding import RoundingGuard
 
 Array = npt.NDArray[Any]
+
+_TRIAL_BATCHES = 10
 
 _NO_IDS: Array = np.array([], dtype=np.int64)
 
@@ -161,7 +164,8 @@ def records_for(
     records = prepared(torch.float32)
     trial = replace(guard)
     for weights in _trial_weights(records.full, chains, l2=regulariser(plan), radius=_radius(plan)):
-        trial.measure(records.full, weights)
+        for model in _trial_models(plan, records.full):
+            trial.measure(model, weights)
     # Half the limit, so that the guard does not stop a run that started in float32.
     if trial.largest <= guard.limit / 2:
         return records
@@ -173,6 +177,15 @@ def regulariser(plan: Plan) -> float:
     l2 = _constants(plan).l2
     assert l2 is not None
     return l2
+
+
+def _trial_models(plan: Plan, full: GeneralisedLinearModel) -> list[GeneralisedLinearModel]:
+    """What a step takes the mean of, as far as rounding goes: all records, or as many as a batch has."""
+    if not isinstance(plan.method, NoisySgd):
+        return [full]
+    size = max(1, min(plan.method.mean_size, len(full.rows)))
+    starts = range(0, len(full.rows) - size + 1, max(size, -(-len(full.rows) // _TRIAL_BATCHES)))
+    return full.parts([(start, start + size) for start in starts], [size] * len(starts))
 
 
 def _trial_weights(
