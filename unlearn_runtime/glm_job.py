@@ -29,6 +29,7 @@ from unlearn_runtime.algorithms.noisy_sgd import SlottedBatches, assign_slots, c
 from unlearn_runtime.data import Dataset
 from unlearn_runtime.execution import Execution
 from unlearn_runtime.glm import GeneralisedLinearModel
+from unlearn_runtime.grid import on_grid
 from unlearn_runtime.job import Job, State
 from unlearn_runtime.noise import GaussianSource
 from unlearn_runtime.records import prepare_records, records_for, regulariser
@@ -278,9 +279,17 @@ class GlmJob(Job):
         """Chain 0 of what is published as tensor ``weight``: (d,) for one output, (C, d) otherwise."""
         outputs = self.records.full.outputs
         chain = _published(state)[:, :outputs].t().contiguous().cpu()
+        return self._file(chain, exact=exact)
+
+    def release(self, state: State) -> dict[str, torch.Tensor]:
+        """The same with its numbers on the grid of what is released."""
+        chain = _published(state)[:, : self.records.full.outputs].t().contiguous().cpu()
+        return self._file(on_grid(chain, self.plan.noise_std))
+
+    def _file(self, chain: torch.Tensor, *, exact: bool = False) -> dict[str, torch.Tensor]:
         # Under the automatic choice always float32: the file must not tell which arithmetic the data led to.
         chain = chain if exact or self.execution.dtype == "float64" else chain.float()
-        return {"weight": chain[0].clone() if outputs == 1 else chain}
+        return {"weight": chain[0].clone() if len(chain) == 1 else chain}
 
     def metrics(self, state: State) -> dict[str, Any]:
         """Accuracy and mean loss of every chain of what is published."""

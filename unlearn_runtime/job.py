@@ -41,6 +41,10 @@ class Job(ABC):
         """
 
     @abstractmethod
+    def release(self, state: State) -> dict[str, torch.Tensor]:
+        """The model that is published: ``model`` with the numbers that got noise rounded to a grid (``grid``)."""
+
+    @abstractmethod
     def metrics(self, state: State) -> dict[str, Any]:
         """{train (retained records), test, forget}_{accuracy, loss} over chains, each {mean, std, chains} or None."""
 

@@ -27,6 +27,7 @@ from unlearn_runtime.blocks import make_blocks
 from unlearn_runtime.data import Dataset
 from unlearn_runtime.distributed import DistributedNetwork, World
 from unlearn_runtime.execution import Execution
+from unlearn_runtime.grid import on_grid
 from unlearn_runtime.job import Job, State
 from unlearn_runtime.models.builtin import initialise
 from unlearn_runtime.network import Network
@@ -133,6 +134,18 @@ class NetworkJob(Job):
     def model(self, state: State, *, exact: bool = False) -> dict[str, torch.Tensor]:
         self._restore_fixed(state)
         return self.network.tensors(state.get("released", state["weights"])[0], exact=exact)
+
+    def release(self, state: State) -> dict[str, torch.Tensor]:
+        self._restore_fixed(state)
+        return self.network.tensors(on_grid(state.get("released", state["weights"])[0], self._last_noise_std))
+
+    @property
+    def _last_noise_std(self) -> float:
+        """What a step adds to each parameter; DP-SGD's plan counts in clip norms of summed gradients."""
+        method, training = self._plan.method, self._training
+        if isinstance(method, DpSgd):
+            return self._plan.noise * (training.clip_norm or 0.0) * (training.step_size or 0.0) / method.batch_size
+        return self._plan.noise_std
 
     def metrics(self, state: State) -> dict[str, Any]:
         self._restore_fixed(state)

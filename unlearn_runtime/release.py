@@ -55,7 +55,7 @@ class Release:
         key = secrets.token_bytes(32)
         with new_folder(self.output) as folder:
             private = _private_folder(folder)
-            _save_model(self.job.model(after), folder / "model.safetensors")
+            _save_model(self.job.release(after), folder / "model.safetensors")
             _save_model(self.job.model(before, exact=True), private / "before.safetensors", private=True)
             certificate = self._certificate(folder, key)
             (folder / "certificate.json").write_text(pretty(certificate), encoding="utf-8")
