@@ -113,7 +113,8 @@ def admit(
     around = None
     if center is not None and isinstance(plan.method, NoisyFinetune):
         wanted = plan.method.center
-        around = problems.attempt(lambda: _center(wanted, center))
+        if wanted is not None:
+            around = problems.attempt(lambda: _center(wanted, center))
     problems.raise_if_any()
     assert dataset is not None
     assert device is not None
@@ -310,7 +311,7 @@ def _module(
     return build(training.model, features, classes, shape), replace(training, input_shape=shape)
 
 
-def _center(wanted: str | None, path: Path) -> dict[str, torch.Tensor]:
+def _center(wanted: str, path: Path) -> dict[str, torch.Tensor]:
     found = file_sha256(path)
     if found != wanted:
         raise DataError(f"{path} has SHA-256 {found}, the plan takes norms around the file with {wanted}.")

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import io
 import math
+import shlex
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -267,3 +270,48 @@ def glm_job() -> Callable[..., Any]:
         )
 
     return make
+
+
+@pytest.fixture(scope="session")
+def rdp_calc_command() -> Callable[..., str]:
+    """Runs rdp-calc in this process on one text, split as a shell does, and returns stdout, or stderr where it fails.
+
+    ``code``: the exit code that is expected.
+    """
+    from cli.main import main
+
+    def call(text: str, code: int = 0) -> str:
+        out, err = io.StringIO(), io.StringIO()
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            found = main(shlex.split(text))
+        assert found == code, f"exit {found}: {text}\n{err.getvalue()}"
+        assert "\n" not in err.getvalue().strip()
+        return err.getvalue() if code else out.getvalue()
+
+    return call
+
+
+@pytest.fixture(scope="session")
+def plan_file(
+    tmp_path_factory: pytest.TempPathFactory, rdp_calc_command: Callable[..., str], two_classes: str
+) -> Callable[[str], Path]:
+    """The file of a plan for ``two_classes`` made by the command line; each is made once."""
+    folder = tmp_path_factory.mktemp("plans")
+
+    @functools.cache
+    def make(text: str) -> Path:
+        path = folder / f"{len(list(folder.iterdir()))}.json"
+        target = "" if "--epsilon" in text else "--epsilon 5 --delta 1e-3"
+        rdp_calc_command(f"plan {text} {target} --data {two_classes} -o {path} -q")
+        return path
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def two_classes(tmp_path_factory: pytest.TempPathFactory, blobs: Callable[..., tuple[Array, Array]]) -> str:
+    """A file of 60 records of 4 features in two classes, and 15 to test on."""
+    path = tmp_path_factory.mktemp("data") / "two.npz"
+    x, y = blobs(n=75)
+    np.savez(path, X_train=x[:60], y_train=y[:60], X_test=x[60:], y_test=y[60:])
+    return str(path)

@@ -321,7 +321,6 @@ def test_chain_zero_is_released(
     assert np.array_equal(weight(learned), state[:, 0])
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(GaussianSource, "fill", lambda self, buffer: buffer.zero_())
-        patch.setattr(glm_job, "on_grid", lambda numbers, noise_std: numbers)
         for chains in (1, 3, 4):
             output = tmp_path / f"run {chains}"
             summary = run_plan(
