@@ -80,7 +80,7 @@ def admit(
         raise AssertionError
     problems.attempt(lambda: _check_phase(plan, phase, forget=forget, start=start))
     problems.attempt(lambda: _check_choices(plan, execution, model=model, center=center))
-    dataset = problems.attempt(lambda: load_for_plan(data, plan.data))
+    dataset = problems.attempt(lambda: load_for_plan(data, plan.data, loss=_loss(plan)))
     classes = None if dataset is None else problems.attempt(lambda: check_data(plan, dataset))
     learned = None
     if start is not None and plan.method.NAME in ANY_MODEL:
@@ -153,6 +153,11 @@ def trusted_plan(document: dict[str, Any]) -> Plan:
     if plan.method.NAME in GLM_METHODS:
         plan = replace(plan, method=replace(plan.method, constants=_executable(plan)))  # type: ignore[type-var]
     return plan
+
+
+def _loss(plan: Plan) -> str | None:
+    constants = getattr(plan.method, "constants", None)
+    return None if constants is None else constants.loss
 
 
 def _executable(plan: Plan) -> Constants:

@@ -66,10 +66,11 @@ def file_sha256(path: Path) -> str:
         raise DataError(f"cannot read {path}: {error.strerror}.") from None
 
 
-def load_for_plan(source: str, spec: DataSpec) -> Dataset:
-    """The data set of a run, after the class filter of the plan."""
+def load_for_plan(source: str, spec: DataSpec, *, loss: str | None) -> Dataset:
+    """The data set of a run, after the class filter of the plan. A Huber plan without classes has real labels."""
     columns = source.lower().endswith((".csv", ".parquet"))
-    dataset = load(source, label=spec.label if columns else None)
+    real = loss == "huber" and spec.classes is None
+    dataset = load(source, label=spec.label if columns else None, real_labels=real)
     if spec.classes is not None:
         dataset, _ = select_classes(dataset, spec.classes)
     return dataset
@@ -115,7 +116,9 @@ def _record_checks(document: dict[str, Any], record: Path, data: str, forget: st
         key = bytes.fromhex(field(audit, "key", "text"))
     except ValueError:
         raise DataError(f"field key of {record} must be hexadecimal.") from None
-    dataset = load_for_plan(data, DataSpec.from_json(field(document, "plan", "object")))
+    plan = field(document, "plan", "object")
+    loss = field(plan, "problem.loss", "text", optional=True)
+    dataset = load_for_plan(data, DataSpec.from_json(plan), loss=loss)
     ids = parse_ids(forget, dataset_size=len(dataset.y_train))
     found = {"data": data_fingerprint(key, dataset), "forget_set": forget_fingerprint(key, ids)}
     checks = []

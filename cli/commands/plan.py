@@ -107,7 +107,10 @@ def _data_spec(values: dict[str, Any]) -> DataSpec:
     if values["data"] is not None:
         from unlearn_runtime.data import load, select_classes
 
-        dataset, classes = select_classes(load(values["data"], label=values["label"]), classes)
+        real = values.get("loss") == "huber" and classes is None
+        dataset = load(values["data"], label=values["label"], real_labels=real)
+        if not real:
+            dataset, classes = select_classes(dataset, classes)
         features = int(dataset.x_train.shape[1])
         size = len(dataset.y_train)
         if values["dataset_size"] not in (None, size):
@@ -116,8 +119,8 @@ def _data_spec(values: dict[str, Any]) -> DataSpec:
         needs_center = values["preprocess"] == "center-unit-norm" and values["data_center"] is None
         if needs_center and dataset.x_train.dtype.name != "uint8":
             raise InvalidInput("center-unit-norm on data other than bytes needs --data-center, a fixed constant.")
-    if values.get("loss") == "logistic" and classes is not None and len(classes) != 2:
-        raise InvalidInput(f"loss logistic takes two classes, got {len(classes)}; choose two with --classes.")
+    if values.get("loss") in ("logistic", "huber") and classes is not None and len(classes) != 2:
+        raise InvalidInput(f"loss {values['loss']} takes two classes, got {len(classes)}; choose two with --classes.")
     if values.get("loss") == "softmax" and classes is None:
         raise InvalidInput("loss softmax needs --classes (or --data) so that the class list is fixed in the plan.")
     return DataSpec(

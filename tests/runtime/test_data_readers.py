@@ -552,3 +552,21 @@ def test_builtin_split_is_every_fifth_row(name: str, rows: int, features: int, c
 @pytest.mark.parametrize("name", ["", "mnist", "Digits"])
 def test_unknown_builtin_lists_the_known(name: str) -> None:
     refused(f"builtin:{name}", "digits, breast-cancer")
+
+
+def test_real_labels_of_a_regression(tmp_path: Path) -> None:
+    x, y = np.ones((3, 2)), np.array([0.25, -1.5, 3.0])
+    np.savez(tmp_path / "data.npz", X_train=x, y_train=y, X_test=x, y_test=np.array([1, 2, 3]))
+    found = load(str(tmp_path / "data.npz"), real_labels=True)
+    assert found.y_train.dtype == np.float64
+    assert np.array_equal(found.y_train, y)
+    assert found.y_test is not None
+    assert found.y_test.dtype == np.float64
+    with pytest.raises(DataError, match="must be an integer or text"):
+        load(str(tmp_path / "data.npz"))
+    np.savez(tmp_path / "nan.npz", X_train=x, y_train=np.array([0.0, np.nan, 1.0]))
+    with pytest.raises(DataError, match=r"y_train row 1 .* must be finite"):
+        load(str(tmp_path / "nan.npz"), real_labels=True)
+    np.savez(tmp_path / "text.npz", X_train=x, y_train=np.array(["a", "b", "c"]))
+    with pytest.raises(DataError, match="needs numbers"):
+        load(str(tmp_path / "text.npz"), real_labels=True)

@@ -61,7 +61,7 @@ class Dataset:
     source: str
 
 
-def load(source: str, *, label: str | None = None) -> Dataset:
+def load(source: str, *, label: str | None = None, real_labels: bool = False) -> Dataset:
     """The data set in ``source``, checked.
 
     ``source`` is one of: a ``.npz`` archive with X_train, y_train and optionally both X_test and y_test (features of
@@ -71,7 +71,8 @@ def load(source: str, *, label: str | None = None) -> Dataset:
     names the label column of a ``.csv`` or ``.parquet``, whose other columns are the features, in their order.
 
     Bytes stay uint8, every other real dtype becomes float64. Integer, boolean and integral float labels become int64;
-    text stays text, except that the labels of a ``.csv`` are numbers when all of them are.
+    text stays text, except that the labels of a ``.csv`` are numbers when all of them are. With ``real_labels``, of a
+    regression, labels are finite numbers and become float64.
 
     Raises DataError, one line naming the file and the defect, for anything missing, unreadable or malformed;
     InvalidInput when ``label`` is missing, or given for a source without named columns; GuardFailed when the package
@@ -92,21 +93,24 @@ def load(source: str, *, label: str | None = None) -> Dataset:
         if label is None:
             raise InvalidInput(f"{source}: the label column is missing; name it with --label.")
         x, y = _read_csv(source, label) if kind == ".csv" else _read_parquet(source, label)
-        return _checked(source, x, y, None, None)
+        return _checked(source, x, y, None, None, real_labels=real_labels)
     if label is not None:
         raise InvalidInput(f"{source}: label {label!r} does not apply; only .csv and .parquet have a label column.")
     if kind == "builtin":
-        return _checked(source, *_read_builtin(source))
-    return _checked(source, *(_read_npz(source) if kind == ".npz" else _read_idx_folder(source)))
+        return _checked(source, *_read_builtin(source), real_labels=real_labels)
+    arrays = _read_npz(source) if kind == ".npz" else _read_idx_folder(source)
+    return _checked(source, *arrays, real_labels=real_labels)
 
 
-def _checked(source: str, x_train: Array, y_train: Array, x_test: Array | None, y_test: Array | None) -> Dataset:
+def _checked(
+    source: str, x_train: Array, y_train: Array, x_test: Array | None, y_test: Array | None, *, real_labels: bool
+) -> Dataset:
     if (x_test is None) != (y_test is None):
         present, missing = ("y_test", "X_test") if x_test is None else ("X_test", "y_test")
         raise DataError(f"{source}: has {present} but no {missing}; give both or neither.")
-    x_train, y_train = _records(source, x_train, y_train, "train")
+    x_train, y_train = _records(source, x_train, y_train, "train", real_labels)
     if x_test is not None and y_test is not None:
-        x_test, y_test = _records(source, x_test, y_test, "test")
+        x_test, y_test = _records(source, x_test, y_test, "test", real_labels)
         for name, train, test, what in (
             ("X", x_train.shape[1], x_test.shape[1], "features"),
             ("X", x_train.dtype, x_test.dtype, "values"),
@@ -117,8 +121,8 @@ def _checked(source: str, x_train: Array, y_train: Array, x_test: Array | None, 
     return Dataset(x_train=x_train, y_train=y_train, x_test=x_test, y_test=y_test, source=source)
 
 
-def _records(source: str, x: Array, y: Array, part: str) -> tuple[Array, Array]:
-    x, y = _features(source, x, f"X_{part}"), _labels(source, y, f"y_{part}")
+def _records(source: str, x: Array, y: Array, part: str, real_labels: bool) -> tuple[Array, Array]:
+    x, y = _features(source, x, f"X_{part}"), _labels(source, y, f"y_{part}", real_labels)
     if len(x) != len(y):
         raise DataError(f"{source}: X_{part} has {len(x)} rows but y_{part} has {len(y)}; one label per row is needed.")
     return x, y
@@ -142,14 +146,19 @@ def _features(source: str, x: Array, name: str) -> Array:
     return x
 
 
-def _labels(source: str, y: Array, name: str) -> Array:
+def _labels(source: str, y: Array, name: str, real: bool) -> Array:
+    if y.dtype.kind == "U" and real:
+        raise DataError(f"{source}: {name} holds text; a regression needs numbers.")
     if y.dtype.kind != "U":
         _require_numbers(source, y, name)
     if y.ndim != 1:
         raise DataError(f"{source}: {name} has shape {y.shape}; labels need one dimension, (n,).")
     if y.size == 0:
         raise DataError(f"{source}: {name} is empty; at least one record is needed.")
-    if y.dtype.kind == "U":
+    if real:
+        bad = ~np.isfinite(y)
+        wanted = "a label must be finite"
+    elif y.dtype.kind == "U":
         bad = y == ""
         wanted = "a label must not be empty"
     elif y.dtype.kind == "f":
@@ -162,7 +171,9 @@ def _labels(source: str, y: Array, name: str) -> Array:
     if bad.any():
         row = int(np.flatnonzero(bad)[0])
         raise DataError(f"{source}: {name} row {row} (from 0) is {str(y[row])!r}; {wanted}.")
-    return y if y.dtype.kind == "U" else y.astype(np.int64)
+    if y.dtype.kind == "U":
+        return y
+    return y.astype(np.float64 if real else np.int64)
 
 
 def _require_numbers(source: str, array: Array, name: str) -> None:
