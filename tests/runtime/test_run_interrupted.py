@@ -133,7 +133,7 @@ PLANS = {
         f"noisy-finetune --model external {LEARN} --init-clip 1 --grad-clip 1 --step-size 0.01 --unlearn-steps 500"
         " --optimizer adam --batch-size 16 --finetune epochs=40,step-size=0.1,batch-size=16"
     ),
-    "dp-sgd": ("dp-sgd --model mlp:5 --batch-size 12 --steps 300 --clip-norm 1 --step-size 0.2 --adjacency zero-out"),
+    "dp-sgd": ("dp-sgd --model mlp:5 --batch-size 12 --steps 1500 --clip-norm 1 --step-size 0.2 --adjacency zero-out"),
 }
 
 MODULE = """
