@@ -11,7 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor
 from dataclasses import dataclass
-from itertools import repeat
+from itertools import chain, repeat
 from typing import Any, ClassVar
 
 import numpy.typing as npt
@@ -26,6 +26,8 @@ Array = npt.NDArray[Any]
 _CPU_BLOCK_BYTES = 8 * 2**20
 _CUDA_BLOCK_BYTES = 512 * 2**20
 
+_PIECE_ROWS = 512
+
 
 @dataclass(frozen=True)
 class _Block:
@@ -35,6 +37,14 @@ class _Block:
     labels: torch.Tensor
     limits: torch.Tensor | None
     squared_norms: torch.Tensor | None
+
+    def pieces(self) -> Iterator[_Block]:
+        """Parts of few rows, for work on a float64 copy of them."""
+        for start in range(0, len(self.rows), _PIECE_ROWS):
+            part = slice(start, start + _PIECE_ROWS)
+            limits = None if self.limits is None else self.limits[part]
+            squared = None if self.squared_norms is None else self.squared_norms[part]
+            yield _Block(self.rows[part], self.labels[part], limits, squared)
 
 
 class GeneralisedLinearModel(ABC):
@@ -143,10 +153,10 @@ class GeneralisedLinearModel(ABC):
         total = torch.zeros_like(weights, dtype=torch.float64)
         factors = total.new_zeros(weights.shape[1] // self.outputs)
         exact = weights.double()
-        for block in self._blocks:
-            doubled = block.rows.double()
+        for piece in chain.from_iterable(block.pieces() for block in self._blocks):
+            doubled = piece.rows.double()
             products = doubled @ exact
-            self._clipped_residuals_(products, block, exact, factors)
+            self._clipped_residuals_(products, piece, exact, factors)
             total += doubled.t() @ products
         total.div_(self.divisor)
         if self.published_clip is not None:

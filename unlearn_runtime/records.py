@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from rdp_calc.errors import DataError, GuardFailed
+from rdp_calc.errors import DataError, GuardFailed, RdpCalcError
 from rdp_calc.losses import Constants
 from rdp_calc.methods.noisy_sgd import NoisySgd
 from rdp_calc.plan import Plan
@@ -32,7 +32,8 @@ class Records:
     """Objectives as models: all records present before the request over their number, the retained ones over the
     divisor of the adjacency, the forgotten ones and the test set (None where there is none).
 
-    ``present``: the numbers in the data set of the records of ``full``; ``stays``: which of them are retained.
+    ``present``: the numbers in the data set of the records of ``full``; ``stays``: which of them are retained. The
+    first three share rows and buffers, so they are used one at a time.
     """
 
     full: GeneralisedLinearModel
@@ -114,32 +115,41 @@ def prepare_records(
             prepared, encoded, classes=len(classes), device=device, **options
         )
 
-    everything = model(dataset.x_train, dataset.y_train, plan.data.feature_norm)
     gone, asked = _NO_IDS if gone is None else gone, _NO_IDS if ids is None else ids
     size = len(dataset.y_train)
+    left = size - len(gone) - len(asked)
+    # The forgotten last, so that the retained records are a range of the same rows and not a copy of them.
+    present = np.arange(size)
+    if len(gone) or len(asked):
+        present = np.concatenate([np.setdiff1d(present, np.concatenate([gone, asked])), asked])
+    try:
+        rows, labels = dataset.x_train, dataset.y_train
+        if len(gone) or len(asked):
+            rows, labels = rows[present], labels[present]
+        full = model(rows, labels, plan.data.feature_norm)
+    except RdpCalcError:
+        # The same again in the order of the data, so that the error names the row as the user knows it.
+        model(dataset.x_train, dataset.y_train, plan.data.feature_norm)
+        raise
     # Methods whose guarantee holds for any change of the data train on the mean of what is left.
     removes = plan.method.adjacency_shown in ("remove", "any")
-
-    def without(source: GeneralisedLinearModel, mask: Array, removed: int) -> GeneralisedLinearModel:
-        divisor = size - removed if removes else size
-        if divisor < 1:
-            raise DataError("no record is retained, so there is no objective; forget fewer.")
-        return source.kept(torch.from_numpy(mask).to(device), divisor=divisor)
-
-    here = _mask_without(size, gone)
-    full = everything if not len(gone) else without(everything, here, len(gone))
-    present = np.flatnonzero(here)
-    stays = _mask_without(size, asked)[present]
-    retained, forgotten = full, None
-    if ids is not None:
-        retained = without(full, stays, len(gone) + len(ids))
-        forgotten = full.kept(torch.from_numpy(~stays).to(device), divisor=max(1, len(ids)))
+    if removes and left < 1:
+        raise DataError("no record is retained, so there is no objective; forget fewer.")
+    divisors = [size - len(gone), left, max(1, len(asked))] if removes else [size, size, max(1, len(asked))]
+    full, retained, forgotten = full.parts([(0, len(present)), (0, left), (left, len(present))], divisors)
     test = None
     if dataset.x_test is not None and dataset.y_test is not None and len(dataset.y_test):
         # Test records are under no guarantee: with preprocess none a longer one is kept as it is.
         norm = 1e30 if plan.data.preprocess == "none" else plan.data.feature_norm
         test = model(dataset.x_test, dataset.y_test, norm)
-    return Records(full=full, retained=retained, forgotten=forgotten, test=test, present=present, stays=stays)
+    return Records(
+        full=full,
+        retained=retained,
+        forgotten=None if ids is None else forgotten,
+        test=test,
+        present=present,
+        stays=np.arange(len(present)) < left,
+    )
 
 
 def records_for(
@@ -169,6 +179,8 @@ def records_for(
     # Half the limit, so that the guard does not stop a run that started in float32.
     if trial.largest <= guard.limit / 2:
         return records
+    # Its memory first: there is room for one copy of the data, not for two.
+    del records, model, weights
     return prepared(torch.float64)
 
 
@@ -218,12 +230,6 @@ def _model_options(
         options["threshold"] = constants.huber_threshold
         options["signs"] = bool(classes) or set(np.unique(dataset.y_train).tolist()) <= {-1, 1}
     return options
-
-
-def _mask_without(size: int, ids: Array) -> npt.NDArray[np.bool_]:
-    mask = np.ones(size, dtype=bool)
-    mask[ids] = False
-    return mask
 
 
 def _constants(plan: Plan) -> Constants:
