@@ -79,7 +79,7 @@ def admit(
         problems.raise_if_any()
         raise AssertionError
     problems.attempt(lambda: _check_phase(plan, phase, forget=forget, start=start))
-    problems.attempt(lambda: _check_choices(plan, execution, model=model, center=center))
+    problems.attempt(lambda: _check_choices(plan, execution, phase=phase, model=model, center=center))
     dataset = problems.attempt(lambda: load_for_plan(data, plan.data, loss=_loss(plan)))
     classes = None if dataset is None else problems.attempt(lambda: check_data(plan, dataset))
     learned = None
@@ -216,7 +216,7 @@ def _check_phase(plan: Plan, phase: str, *, forget: str | None, start: Path | No
         )
 
 
-def _check_choices(plan: Plan, execution: Execution, *, model: str | None, center: Path | None) -> None:
+def _check_choices(plan: Plan, execution: Execution, *, phase: str, model: str | None, center: Path | None) -> None:
     glm = plan.method.NAME in GLM_METHODS
     if model is not None and glm:
         raise InvalidInput(f"{plan.method.NAME} runs the model of its plan and takes no --model.")
@@ -237,6 +237,8 @@ def _check_choices(plan: Plan, execution: Execution, *, model: str | None, cente
             raise GuardFailed("this dp-sgd plan has no clip norm or step size; plan with --clip-norm and --step-size.")
 
     if execution.retrain is not None:
+        if phase == "learn":
+            raise InvalidInput("--retrain compares with an unlearned model; phase learn has none.")
         _check_reference(plan, execution.retrain)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import warnings
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
@@ -101,7 +102,10 @@ class DistributedNetwork(Network):
         super().__init__(module, **settings)
         self._world = world
         # All ranks start from rank 0's numbers. Buffers never change in training: the guards refuse those that do.
-        self.module = DistributedDataParallel(module, broadcast_buffers=False)
+        with warnings.catch_warnings():
+            # The name of this switch differs between the versions of torch that we support.
+            warnings.simplefilter("ignore", FutureWarning)
+            self.module = DistributedDataParallel(module, broadcast_buffers=False)
 
     def gradient(self, rows: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """As Network's, for rows (n, d) that are the same on every rank; the loss is the whole batch's as well."""

@@ -11,7 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor
 from dataclasses import dataclass
-from itertools import chain, repeat
+from itertools import chain
 from typing import Any, ClassVar
 
 import numpy.typing as npt
@@ -26,7 +26,7 @@ Array = npt.NDArray[Any]
 _CPU_BLOCK_BYTES = 8 * 2**20
 _CUDA_BLOCK_BYTES = 512 * 2**20
 
-_PIECE_ROWS = 512
+_PIECE_ROWS = 256
 
 
 @dataclass(frozen=True)
@@ -121,9 +121,14 @@ class GeneralisedLinearModel(ABC):
         )
         if not shares:
             return buffers[0].total.zero_()
-        run = map if workers is None else workers.map
-        for _ in run(self._add_share, range(shares), repeat(weights), repeat(buffers)):
-            pass
+        # The calling thread takes a share too: one thread less that keeps buffers of its own for its products.
+        others = (
+            [] if workers is None else [workers.submit(self._add_share, i, weights, buffers) for i in range(1, shares)]
+        )
+        for i in range(shares if workers is None else 1):
+            self._add_share(i, weights, buffers)
+        for other in others:
+            other.result()
         total = buffers[0].total
         for other in buffers[1:shares]:
             total += other.total

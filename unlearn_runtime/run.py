@@ -31,6 +31,9 @@ from unlearn_runtime.stepper import Progress, Stepper
 
 RUN_SCHEMA = "rdp-calc/run/1"
 
+#: How torch says that memory ran out.
+_NO_MEMORY = ("out of memory", "can't allocate memory", "not enough memory", "cannot allocate memory")
+
 
 def run_plan(
     document: dict[str, Any],
@@ -230,6 +233,7 @@ def _memory_named(execution: Execution) -> Iterator[None]:
     try:
         yield
     except (MemoryError, RuntimeError) as error:
-        if isinstance(error, MemoryError) or "memory" in str(error):
-            raise InvalidInput(f"trials {execution.chains} need more memory than there is; use fewer.") from None
-        raise
+        if not isinstance(error, MemoryError) and not any(text in str(error).lower() for text in _NO_MEMORY):
+            raise
+        advice = "use fewer" if execution.chains > 1 else "use smaller batches or a machine with more"
+        raise InvalidInput(f"trials {execution.chains} need more memory than there is; {advice}.") from None

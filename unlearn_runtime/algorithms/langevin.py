@@ -116,7 +116,7 @@ def _workers_for(model: GeneralisedLinearModel, weights: torch.Tensor) -> Iterat
         if small:
             yield None
         else:
-            with ThreadPoolExecutor(threads) as workers:
+            with ThreadPoolExecutor(threads - 1) as workers:
                 yield workers
     finally:
         torch.set_num_threads(threads)
