@@ -122,13 +122,12 @@ class GeneralisedLinearModel(ABC):
         if not shares:
             return buffers[0].total.zero_()
         # The calling thread takes a share too: one thread less that keeps buffers of its own for its products.
-        others = (
-            [] if workers is None else [workers.submit(self._add_share, i, weights, buffers) for i in range(1, shares)]
-        )
-        for i in range(shares if workers is None else 1):
+        mine = shares if workers is None else 1
+        pending = [workers.submit(self._add_share, i, weights, buffers) for i in range(mine, shares)] if workers else []
+        for i in range(mine):
             self._add_share(i, weights, buffers)
-        for other in others:
-            other.result()
+        for share in pending:
+            share.result()
         total = buffers[0].total
         for other in buffers[1:shares]:
             total += other.total
