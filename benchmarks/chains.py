@@ -26,7 +26,7 @@ import torch
 
 from unlearn_runtime.algorithms.langevin import Update, descent
 from unlearn_runtime.data import encode_labels, load, preprocess, select_classes
-from unlearn_runtime.glm import Logistic
+from unlearn_runtime.glm_losses import Logistic
 from unlearn_runtime.noise import GaussianSource
 from unlearn_runtime.published_clip import PublishedClip
 from unlearn_runtime.rounding import RoundingGuard

@@ -17,7 +17,8 @@ import torch
 
 from unlearn_runtime.algorithms.langevin import Update, descent
 from unlearn_runtime.data import encode_labels, load, preprocess, select_classes
-from unlearn_runtime.glm import GeneralisedLinearModel, Logistic
+from unlearn_runtime.glm import GeneralisedLinearModel
+from unlearn_runtime.glm_losses import Logistic
 from unlearn_runtime.noise import GaussianSource
 from unlearn_runtime.rounding import RoundingGuard
 

@@ -16,7 +16,8 @@ from rdp_calc.methods.noisy_sgd import NoisySgd
 from rdp_calc.plan import Plan
 from unlearn_runtime.data import Dataset, encode_labels, preprocess
 from unlearn_runtime.execution import DTYPES
-from unlearn_runtime.glm import MODELS, GeneralisedLinearModel
+from unlearn_runtime.glm import GeneralisedLinearModel
+from unlearn_runtime.glm_losses import MODELS
 from unlearn_runtime.published_clip import PublishedClip
 from unlearn_runtime.rounding import RoundingGuard
 

@@ -14,7 +14,8 @@ import pytest
 import torch
 
 from unlearn_runtime import glm
-from unlearn_runtime.glm import MODELS, GeneralisedLinearModel
+from unlearn_runtime.glm import GeneralisedLinearModel
+from unlearn_runtime.glm_losses import MODELS
 from unlearn_runtime.published_clip import PublishedClip
 
 pytestmark = pytest.mark.usefixtures("one_thread")

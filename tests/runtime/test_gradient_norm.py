@@ -18,7 +18,7 @@ from rdp_calc.training import Training
 from unlearn_runtime.algorithms import gradient_norm
 from unlearn_runtime.algorithms.gradient_norm import minimise
 from unlearn_runtime.data import Dataset
-from unlearn_runtime.glm import MODELS
+from unlearn_runtime.glm_losses import MODELS
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -22,7 +22,8 @@ from rdp_calc.methods.descent_to_delete import DescentToDelete
 from unlearn_runtime.algorithms import langevin
 from unlearn_runtime.algorithms.langevin import Update, descent, initial_weights
 from unlearn_runtime.data import Dataset
-from unlearn_runtime.glm import MODELS, GeneralisedLinearModel, Logistic
+from unlearn_runtime.glm import GeneralisedLinearModel
+from unlearn_runtime.glm_losses import MODELS, Logistic
 from unlearn_runtime.noise import GaussianSource
 from unlearn_runtime.rounding import RoundingGuard
 

@@ -21,7 +21,7 @@ from scipy import stats
 from rdp_calc import Plan
 from unlearn_runtime.algorithms.langevin import Update, descent, initial_weights
 from unlearn_runtime.execution import Execution
-from unlearn_runtime.glm import Logistic
+from unlearn_runtime.glm_losses import Logistic
 from unlearn_runtime.noise import OS_ENTROPY, SEEDED, GaussianSource
 from unlearn_runtime.rounding import RoundingGuard
 from unlearn_runtime.run import run_plan

@@ -17,7 +17,7 @@ from rdp_calc import Langevin
 from rdp_calc.errors import GuardFailed
 from rdp_calc.methods.descent_to_delete import DescentToDelete
 from rdp_calc.methods.noisy_sgd import NoisySgd
-from unlearn_runtime.glm import Logistic
+from unlearn_runtime.glm_losses import Logistic
 from unlearn_runtime.rounding import RoundingGuard, rounding_guard, rounding_limit
 
 pytestmark = pytest.mark.usefixtures("one_thread")
