@@ -329,10 +329,10 @@ def _safe_limits(rows: torch.Tensor, clip: float) -> torch.Tensor:
     """clip / ||row||, (rows, 1), rounded down by more than norm, division and the dtype can add."""
     slack = 1 - max(2.0**-40, (rows.shape[1] + 16) * 2.0**-51)
     exact = clip * slack / torch.linalg.vector_norm(rows.double(), dim=1, keepdim=True)
-    return _rounded_down(exact, rows.dtype)
+    return rounded_down(exact, rows.dtype)
 
 
-def _rounded_down(values: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+def rounded_down(values: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """Values >= 0 in another dtype, never larger."""
     rounded = values.to(dtype)
     return torch.where(rounded.double() > values, torch.nextafter(rounded, torch.zeros_like(rounded)), rounded)

@@ -7,7 +7,7 @@ from typing import Any
 import numpy.typing as npt
 import torch
 
-from unlearn_runtime.glm import GeneralisedLinearModel
+from unlearn_runtime.glm import GeneralisedLinearModel, rounded_down
 
 Array = npt.NDArray[Any]
 
@@ -72,7 +72,7 @@ class Huber(GeneralisedLinearModel):
         self, rows: torch.Tensor, labels: torch.Tensor, *, threshold: float, signs: bool = False, **settings: Any
     ) -> None:
         # Rounded down, so that no residual is longer than the h that is accounted for.
-        self.threshold = float(_rounded_down(torch.tensor(threshold, dtype=torch.float64), rows.dtype))
+        self.threshold = float(rounded_down(torch.tensor(threshold, dtype=torch.float64), rows.dtype))
         self.signs = signs
         super().__init__(rows, labels.to(rows.dtype).view(-1, 1), **settings)
 
