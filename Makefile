@@ -34,6 +34,8 @@ bench: $(VENV)/.dev
 	$(VENV)/bin/python benchmarks/accounting.py
 	$(VENV)/bin/python benchmarks/dp_sgd.py
 	$(VENV)/bin/python benchmarks/langevin_runtime.py
+	$(VENV)/bin/python benchmarks/chains.py
+	$(VENV)/bin/python benchmarks/network_runtime.py
 
 # the table of docs/comparison.md
 comparison: $(VENV)/.dev

@@ -17,7 +17,7 @@ app = typer.Typer(rich_markup_mode="rich", add_completion=False)
 
 DOCTOR_SCHEMA = "rdp-calc/doctor/1"
 
-_BASE = ("numpy", "scipy", "mpmath", "python-flint", "typer", "rich")
+_BASE = ("numpy", "scipy", "mpmath", "python-flint", "dp-accounting", "cryptography", "typer", "rich")
 _EXTRAS = {
     "runtime": ("torch", "opacus", "safetensors", "scikit-learn"),
     "plots": ("matplotlib",),
