@@ -11,6 +11,7 @@ from __future__ import annotations
 from typing import Any
 
 from rdp_calc.documents import digest
+from rdp_calc.requests import read_requests
 from rdp_calc.result import jsonable
 
 _DATA_CHECKS = (
@@ -81,7 +82,11 @@ def certificate_document(
     versions: dict[str, str],
     level: str,
 ) -> dict[str, Any]:
-    """The certificate document with its digest. ``fingerprints`` holds data, forget_set and model_before, keyed."""
+    """The certificate document with its digest. ``fingerprints`` holds data, forget_set and model_before, keyed.
+
+    The plan goes in without its performance block, which no digest covers.
+    """
+    plan = {**plan, "performance": {}}
     document: dict[str, Any] = jsonable(
         {
             "schema": CERTIFICATE_SCHEMA,
@@ -92,7 +97,7 @@ def certificate_document(
                 "delta": plan["target"]["delta"],
                 "mu": plan["verification"]["mu"],
                 "adjacency": plan["adjacency"],
-                "group_size": plan["problem"]["group_size"],
+                "group_size": released_group(plan, executed.get("request")),
                 "level": level,
             },
             "executed": executed,
@@ -105,3 +110,16 @@ def certificate_document(
     )
     document["digest"] = digest(document)
     return document
+
+
+def released_group(plan: dict[str, Any], request: Any) -> Any:
+    """Records that a release protects: in a sequence those of the requests up to this one.
+
+    Raises InvalidInput for requests of the wrong form; None where there is no such request.
+    """
+    requests = read_requests(plan["parameters"].get("requests"))
+    if not requests:
+        return plan["problem"]["group_size"]
+    if isinstance(request, bool) or not isinstance(request, int) or not 1 <= request <= len(requests):
+        return None
+    return sum(group for group, _ in requests[:request])

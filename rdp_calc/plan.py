@@ -114,6 +114,8 @@ class Plan:
     def __post_init__(self) -> None:
         if self.training is not None:
             self.training.check_method(self.method.NAME)
+            constants = getattr(self.method, "constants", None)
+            self.training.check_loss(self.method.NAME, None if constants is None else constants.loss)
         if not 0 <= self.noise < math.inf:
             raise InvalidInput(f"{self.method.NOISE} must be a finite number >= 0, got {self.noise!r}.")
         if self.alpha is not None and not 1 < self.alpha < math.inf:
@@ -278,6 +280,12 @@ def guarantee(plan: Plan) -> str:
         cover = (
             f" It covers the parameters that match {', '.join(plan.training.trainable)}; the others are frozen and"
             " published as they were, so they must never have seen the forgotten records."
+        )
+    center = getattr(plan.method, "center", None)
+    if center is not None:
+        cover += (
+            f" Norms are taken around the weights in the file with SHA-256 {center}, which must be public: made without"
+            " the forgotten records."
         )
     if plan.method.REMOVES_NOTHING:
         return "Without any step at a deletion, " + claim + cover

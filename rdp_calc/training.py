@@ -26,6 +26,7 @@ SOLVERS = ("newton-cg", "lbfgs")
 BLOCKS = ("layers", "equal")
 
 MAX_SIZE = 10**9
+MAX_EPOCHS = 10**6
 
 #: Largest number of characters of a parameter name pattern.
 _MAX_PATTERN = 500
@@ -46,6 +47,8 @@ class Recipe:
 
     def __post_init__(self) -> None:
         check_positive("epochs", self.epochs)
+        if self.epochs > MAX_EPOCHS:
+            raise InvalidInput(f"epochs must be at most {MAX_EPOCHS}, got {self.epochs!r}.")
         check_positive("step_size", self.step_size)
         check_not_negative("weight_decay", self.weight_decay)
         if self.schedule not in SCHEDULES:
@@ -146,6 +149,13 @@ class Training:
         for entry in fields(self):
             if entry.name not in used and getattr(self, entry.name) != getattr(defaults, entry.name):
                 raise InvalidInput(f"{name} takes no training.{entry.name}.")
+
+    def check_loss(self, name: str, loss: str | None) -> None:
+        """Raise InvalidInput where the model of a method that has a loss is not the model of that loss."""
+        if name not in GLM_METHODS or self.model == EXTERNAL:
+            return
+        if self.model not in GLM_MODELS or loss not in (None, self.model):
+            raise InvalidInput(f"{name} with loss {loss} cannot have model {self.model!r}: the model is the loss.")
 
     def to_json(self, name: str) -> dict[str, Any]:
         """The fields that method ``name`` uses."""

@@ -22,6 +22,7 @@ from rdp_calc.certificate import (
     GENERATORS,
     OS_ENTROPY,
     RUN_CHECKS,
+    released_group,
 )
 from rdp_calc.errors import DataError, InvalidInput, RdpCalcError, VerificationFailed
 from rdp_calc.evidence import Evidence
@@ -187,7 +188,8 @@ def _certificate_checks(document: dict[str, Any], plan: dict[str, Any]) -> list[
         equal("claim delta", "claim.delta", documents.field(plan, "target", "object").get("delta")),
         equal("claim mu", "claim.mu", documents.field(plan, "verification", "object").get("mu")),
         equal("claim adjacency", "claim.adjacency", plan.get("adjacency")),
-        equal("claim group size", "claim.group_size", documents.field(plan, "problem", "object").get("group_size")),
+        equal("claim group size", "claim.group_size", _group(document, plan)),
+        equal("plan performance", "plan.performance", {}),
         equal("executed noise", "executed.noise_std", planned.get("noise_std")),
         equal("executed chain", "executed.released_chain", plan.get("released_chain")),
         equal("signature", "signature", None),
@@ -223,6 +225,13 @@ def _fields_check(document: dict[str, Any]) -> Check:
         if odd:
             return Check("fields", False, f"{path or 'certificate'} lacks, or may not have, {', '.join(odd)}")
     return Check("fields", True, "no field is missing and none is unknown")
+
+
+def _group(document: dict[str, Any], plan: dict[str, Any]) -> Any:
+    for path in ("parameters", "problem"):
+        documents.field(plan, path, "object")
+    documents.field(plan, "parameters.requests", "text", optional=True)
+    return released_group(plan, documents.field(document, "executed", "object").get("request"))
 
 
 def _planned_steps(document: dict[str, Any], planned: dict[str, Any]) -> Any:

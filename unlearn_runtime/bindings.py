@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import inspect
 import json
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -51,6 +53,25 @@ def state_fingerprint(key: bytes, tensors: dict[str, torch.Tensor]) -> str:
         mac.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode())
         mac.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     return mac.hexdigest()
+
+
+def module_fingerprint(key: bytes, module: torch.nn.Module, reference: str | None) -> str:
+    """HMAC-SHA-256 of a module: its layers, its buffers, and the source files of its own classes and factory. Not of
+    its parameters, which a run sets itself.
+    """
+    files = {inspect.getsourcefile(type(part)) for part in module.modules() if _is_foreign(type(part))}
+    name, colon, _ = (reference or "").partition(":")
+    if colon and name in sys.modules:
+        files.add(getattr(sys.modules[name], "__file__", None))
+    mac = hmac.new(key, b"rdp-calc/module/1" + repr(module).encode(), hashlib.sha256)
+    mac.update(state_fingerprint(key, dict(module.named_buffers())).encode())
+    for path in sorted(path for path in files if path is not None):
+        mac.update(hashlib.sha256(Path(path).read_bytes() if Path(path).is_file() else b"").digest())
+    return mac.hexdigest()
+
+
+def _is_foreign(kind: type) -> bool:
+    return not kind.__module__.startswith(("torch.", "unlearn_runtime."))
 
 
 def file_fingerprint(key: bytes, path: Path) -> str:

@@ -6,6 +6,7 @@ step once. Gradients are combined by DistributedDataParallel before they are cli
 
 from __future__ import annotations
 
+import hashlib
 import os
 import secrets
 import warnings
@@ -78,6 +79,14 @@ class World:
         """This rank's contiguous share of ``count`` records; shares differ by one record at most."""
         return slice(count * self.rank // self.size, count * (self.rank + 1) // self.size)
 
+    def check_same(self, inputs: bytes) -> None:
+        """Raise GuardFailed, on every rank, unless all ranks give the same ``inputs``."""
+        digest = hashlib.sha256(inputs).digest()
+        self.check_identical(
+            torch.tensor(list(digest), dtype=torch.uint8, device=self.device),
+            "plan, data, records to forget, model or options",
+        )
+
     def check_identical(self, tensor: torch.Tensor, what: str = "weights") -> None:
         """Raise GuardFailed, on every rank, unless ``tensor`` is bit for bit the same on all of them."""
         if self.size == 1:
@@ -90,8 +99,8 @@ class World:
         distributed.all_reduce(differs, op=distributed.ReduceOp.MAX)
         if int(differs):
             raise GuardFailed(
-                f"the {what} of the {self.size} processes differ: not all of them took the same steps; run in one"
-                " process."
+                f"the {what} of the {self.size} processes differ; give every one the same files and options, or run in"
+                " one process."
             )
 
 

@@ -18,6 +18,7 @@ from rdp_calc.problem import Target
 from unlearn_runtime.data import Dataset, parse_ids, preprocess
 from unlearn_runtime.execution import Execution, check_tails
 from unlearn_runtime.glm_job import GlmJob
+from unlearn_runtime.grid import on_grid
 from unlearn_runtime.noise import GaussianSource
 from unlearn_runtime.stepper import Stepper
 
@@ -113,7 +114,9 @@ class LangevinClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             raise GuardFailed(f"{len(ids)} rows to forget, the plan covers {self._method.group_size}; fit with more.")
         assert self._weights is not None
         with torch.no_grad():
-            self._keep(self._job(ids).unlearn({"weights": self._weights})["weights"])
+            after = self._job(ids).unlearn({"weights": self._weights})["weights"]
+            # What leaves is on the grid of released numbers.
+            self._keep(on_grid(after, self.plan_.noise_std))
         self._forget_everything()
         return self
 

@@ -227,15 +227,15 @@ class GlmJob(Job):
 
     # Files
 
-    def start_from(self, tensors: dict[str, torch.Tensor]) -> State:
+    def start_from(self, tensors: dict[str, torch.Tensor], *, state: bool = True) -> State:
         """The state of a run of this plan; for gradient-norm also a model file, which is a warm start and no more."""
         method, device = self.plan.method, self.records.full.rows.device
-        if isinstance(method, GradientNorm) and "weights" not in tensors:
+        if isinstance(method, GradientNorm) and not state:
             return {"weights": self._model_weights(tensors)}
         names = ["weights"]
         if isinstance(method, DescentToDelete) and method.rewind:
             names.append("rewind")
-        state = {name: self._chains(tensors.get(name)) for name in names}
+        found = {name: self._chains(tensors.get(name)) for name in names}
         if isinstance(method, NoisySgd):
             slots = tensors.get("slots")
             if (
@@ -245,10 +245,10 @@ class GlmJob(Job):
                 or not check_slots(slots.numpy(), method.batches)
             ):
                 raise DataError("the learned state has no slots that fit the batches of the plan.")
-            state["slots"] = slots.to(device)
+            found["slots"] = slots.to(device)
         if "released" in tensors:
-            state["released"] = self._chains(tensors["released"])
-        return state
+            found["released"] = self._chains(tensors["released"])
+        return found
 
     def _chains(self, weights: torch.Tensor | None) -> torch.Tensor:
         model, chains = self.records.full, self.execution.chains

@@ -29,9 +29,9 @@ class Job(ABC):
         """The request carried out on a copy of ``start``; ``start`` is unchanged."""
 
     @abstractmethod
-    def start_from(self, tensors: dict[str, torch.Tensor]) -> State:
-        """The state of tensors read from a file: a state this job saved, or for methods that start from any model a
-        model file. Raises DataError where they do not fit, InvalidInput where too few chains were learned.
+    def start_from(self, tensors: dict[str, torch.Tensor], *, state: bool = True) -> State:
+        """The state of tensors read from a file: with ``state`` one that a run of the same plan kept, otherwise a model
+        to start from. Raises DataError where they do not fit, InvalidInput where too few chains were learned.
         """
 
     @abstractmethod

@@ -24,6 +24,9 @@ LEARNING_SCHEMA = "rdp-calc/learning-record/1"
 #: Where a run keeps what later requests of the same plan continue from.
 RECORD, STATE = "private/learning.json", "private/state.safetensors"
 
+#: Certificates of the releases made from a state, one digest a line.
+RELEASES = "private/releases.txt"
+
 
 @dataclass(frozen=True)
 class Learned:
@@ -33,6 +36,27 @@ class Learned:
     tensors: State
     removed: npt.NDArray[np.int64] = field(default_factory=lambda: np.array([], dtype=np.int64))
     requests_done: int = 0
+    folder: Path | None = None
+
+    @property
+    def releases(self) -> list[str]:
+        """Digests of the certificates of releases made from this state before. One state is for one release: each
+        further one tells more of it than its certificate says.
+        """
+        try:
+            return [] if self.folder is None else (self.folder / RELEASES).read_text(encoding="utf-8").split()
+        except (OSError, UnicodeDecodeError):
+            return []
+
+    def note_release(self, digest: str) -> None:
+        """Remember a release made from this state; where the folder cannot be written nothing is remembered."""
+        if self.folder is None:
+            return
+        try:
+            with (self.folder / RELEASES).open("a", encoding="utf-8") as stream:
+                stream.write(digest + "\n")
+        except OSError:
+            return
 
     @classmethod
     def any_model(cls, path: Path) -> Learned:
@@ -77,4 +101,5 @@ class Learned:
             tensors,
             np.array(sorted(removed), dtype=np.int64),
             documents.field(record, "requests_done", "integer", optional=True) or 0,
+            folder,
         )

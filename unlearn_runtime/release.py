@@ -18,6 +18,7 @@ from safetensors.torch import save_file
 import rdp_calc
 from rdp_calc.certificate import OS_ENTROPY, RUN_CHECKS, certificate_document
 from rdp_calc.documents import field, pretty
+from rdp_calc.errors import GuardFailed
 from unlearn_runtime.admission import Admitted
 from unlearn_runtime.bindings import data_fingerprint, file_fingerprint, file_sha256, forget_fingerprint
 from unlearn_runtime.execution import Execution
@@ -55,7 +56,7 @@ class Release:
         key = secrets.token_bytes(32)
         with new_folder(self.output) as folder:
             private = _private_folder(folder)
-            _save_model(self.job.release(after), folder / "model.safetensors")
+            _save_model(_finite(self.job.release(after)), folder / "model.safetensors")
             _save_model(self.job.model(before, exact=True), private / "before.safetensors", private=True)
             certificate = self._certificate(folder, key)
             (folder / "certificate.json").write_text(pretty(certificate), encoding="utf-8")
@@ -65,6 +66,7 @@ class Release:
                 "key": key.hex(),
                 "data_source": self.data,
                 "forgotten_ids": [int(i) for i in ids],
+                "earlier_releases": [] if admitted.start is None else admitted.start.releases,
                 "learning_record": None if admitted.start is None else admitted.start.record or None,
                 **self._environment(),
             }
@@ -73,6 +75,8 @@ class Release:
             if len(getattr(admitted.plan.method, "requests", ())) > admitted.request:
                 removed = sorted(int(i) for i in np.concatenate([admitted.gone, ids]))
                 self._keep(folder, after, requests_done=admitted.request, removed=removed)
+        if admitted.start is not None:
+            admitted.start.note_release(certificate["digest"])
         return certificate
 
     def _keep(self, folder: Path, state: State, *, requests_done: int, removed: list[int]) -> None:
@@ -163,6 +167,17 @@ class Release:
 def _save_model(tensors: dict[str, torch.Tensor], path: Path, *, private: bool = False) -> None:
     save_file(tensors, path)
     path.chmod(0o600 if private else 0o644)
+
+
+def _finite(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The tensors; raises GuardFailed where one is not finite in the precision of the file."""
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            raise GuardFailed(
+                f"tensor {name} of the released model is not finite in {str(tensor.dtype).removeprefix('torch.')}; plan"
+                " with smaller norms or steps."
+            )
+    return tensors
 
 
 def _private_folder(folder: Path) -> Path:

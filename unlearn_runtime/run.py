@@ -6,6 +6,7 @@ checkpoint, where one was asked for.
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -17,7 +18,13 @@ import torch
 from rdp_calc.errors import InvalidInput
 from rdp_calc.training import GLM_METHODS
 from unlearn_runtime.admission import Admitted, admit
-from unlearn_runtime.bindings import data_fingerprint, file_fingerprint, forget_fingerprint, state_fingerprint
+from unlearn_runtime.bindings import (
+    data_fingerprint,
+    file_fingerprint,
+    forget_fingerprint,
+    module_fingerprint,
+    state_fingerprint,
+)
 from unlearn_runtime.checkpoint import Checkpoint
 from unlearn_runtime.distributed import World
 from unlearn_runtime.execution import Execution, check_tails
@@ -80,6 +87,10 @@ def run_plan(
             secure=execution.secure_noise,
             entropy=world.entropy if execution.seed is None else None,
         )
+        if world.entropy is not None:
+            # Files local to a machine may be out of date: every process must run on the same inputs.
+            mine = _binding(admitted, execution, world.entropy, phase=phase, model=model, source=source, world=world)
+            world.check_same(json.dumps(mine, sort_keys=True).encode())
         stepper = _stepper(admitted, execution, source, world, opened, phase=phase, progress=progress, model=model)
         job = _job(admitted, execution, source, stepper, world)
         check_tails(admitted.plan, source, job.size)
@@ -98,7 +109,7 @@ def _carry_out(phase: str, release: Release, stepper: Stepper, world: World) -> 
         return state
 
     after = retrained = None
-    before = timed("learn", job.learn) if start is None else job.start_from(start.tensors)
+    before = timed("learn", job.learn) if start is None else job.start_from(start.tensors, state=bool(start.record))
     if phase != "learn":
         after = timed("unlearn", lambda: job.unlearn(before))
     if after is not None and retrain is not None:
@@ -106,12 +117,12 @@ def _carry_out(phase: str, release: Release, stepper: Stepper, world: World) -> 
     states = {"before": before, "after": after, "retrained": retrained}
     metrics: dict[str, Any] = {name: None if state is None else job.metrics(state) for name, state in states.items()}
     metrics |= {"steps_per_second": stepper.steps_per_second, "seconds": seconds}
-    level = None
+    level, earlier = None, [] if start is None else start.releases
     if world.first and after is None:
         release.learned(before, metrics)
     elif world.first and after is not None:
         level = release.unlearned(before, after, metrics)["claim"]["level"]
-    return _summary(phase, release, world, metrics, level)
+    return {**_summary(phase, release, world, metrics, level), "earlier_releases": len(earlier)}
 
 
 def _job(admitted: Admitted, execution: Execution, source: GaussianSource, stepper: Stepper, world: World) -> Job:
@@ -196,7 +207,10 @@ def _binding(
         "forget set": None if admitted.ids is None else forget_fingerprint(key, admitted.ids),
         "start": None if admitted.start is None else state_fingerprint(key, admitted.start.tensors),
         "center": None if admitted.center is None else state_fingerprint(key, admitted.center),
+        "request": admitted.request,
+        "removed before": None if not len(admitted.gone) else forget_fingerprint(key, admitted.gone),
         "model": model,
+        "module": None if admitted.module is None else module_fingerprint(key, admitted.module, model),
         "model file": None if reference is None or not reference.is_file() else file_fingerprint(key, reference),
         "trials": execution.chains,
         "device": admitted.device.type,

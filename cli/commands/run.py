@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -105,6 +106,12 @@ def run(
     if summary["process"] != 0:
         # Started by torchrun: the first process speaks for all.
         return
+    if summary["earlier_releases"]:
+        print(
+            f"warning: {summary['earlier_releases']} earlier release(s) were made from {start}; whoever sees several"
+            " learns more than each certificate says.",
+            file=sys.stderr,
+        )
     if as_json:
         print_json(summary)
     elif quiet:

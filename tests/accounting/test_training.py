@@ -225,3 +225,17 @@ def test_typed_constants_take_no_residual_clip() -> None:
 def test_methods_of_the_table_exist() -> None:
     found = {kind.NAME for kind in (NoisyFinetune, BlockwiseFinetune, ModelClip, OutputPerturbation, DpSgd, Langevin)}
     assert found <= set(USED)
+
+
+@pytest.mark.parametrize("model", ["softmax", "mlp:5", "cnn-small"])
+def test_the_model_of_a_method_with_a_loss_is_that_loss(model: str) -> None:
+    method = Langevin.from_options(dataset_size=9, adjacency="remove", loss="logistic", l2=0.1, unlearn_steps=1)
+    found = noise(method, TARGET)
+    with pytest.raises(InvalidInput, match="the model is the loss"):
+        plan_from_result(method, found, TARGET, data=DataSpec(), training=Training(model=model))
+    plan_from_result(method, found, TARGET, data=DataSpec(), training=Training(model="logistic"))
+
+
+def test_a_recipe_ends() -> None:
+    with pytest.raises(InvalidInput, match="epochs must be at most"):
+        Recipe(epochs=1e308, step_size=0.1)

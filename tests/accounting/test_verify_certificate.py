@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
+from rdp_calc import DataSpec, Langevin, Target, noise, plan_from_result, verify_document
 from rdp_calc import certificate as certificates
-from rdp_calc import verify_document
+from rdp_calc.documents import digest
 from rdp_calc.errors import DataError
 
 RUN_CHECKS = certificates.RUN_CHECKS["langevin"]
@@ -138,3 +139,29 @@ def test_every_check_of_the_run_must_be_recorded_and_passed(papers: Any, name: s
 def test_a_failed_check_nobody_asked_for(papers: Any) -> None:
     checks = [*({"name": name, "pass": True} for name in RUN_CHECKS), {"name": "extra", "pass": False}]
     assert papers.failed(papers.certificate(papers.plan(), checks=checks)) == {"run: extra"}
+
+
+def test_an_early_release_of_a_sequence_claims_the_records_removed_by_then(papers: Any) -> None:
+    method = Langevin.from_options(dataset_size=60, adjacency="remove", loss="logistic", l2=0.1, requests="2:30,3:30")
+    target = Target(epsilon=1.0, delta=1e-3)
+    plan = plan_from_result(method, noise(method, target), target, data=DataSpec()).to_json()
+    for request, group in ((1, 2), (2, 5)):
+        made = papers.certificate(plan, executed={"request": request})
+        assert made["claim"]["group_size"] == group
+        assert verify_document(made).holds
+        claimed = {**made, "claim": {**made["claim"], "group_size": 7 - group}}
+        claimed["digest"] = digest(claimed)
+        assert not verify_document(claimed).holds
+    for request in (0, 3, True, None, "1"):
+        assert not verify_document(papers.certificate(plan, executed={"request": request})).holds
+    assert not verify_document(papers.certificate(plan)).holds
+
+
+def test_nothing_undigested_goes_into_a_certificate(papers: Any) -> None:
+    plan = {**papers.plan(), "performance": {"accuracy": "99.9 % guaranteed"}}
+    made = papers.certificate(plan)
+    assert made["plan"]["performance"] == {}
+    assert verify_document(made).holds
+    forged = {**made, "plan": plan}
+    forged["digest"] = digest(forged)
+    assert not verify_document(forged).holds

@@ -142,7 +142,7 @@ def test_any_model_is_a_warm_start(
 ) -> None:
     plan = plan_for(GradientNorm, tolerance=1e-8, learned=None)
     job = glm_job(plan, regression(), [4], chains=2)
-    state = job.start_from({"weight": torch.tensor([1.0, -2.0, 3.0])})
+    state = job.start_from({"weight": torch.tensor([1.0, -2.0, 3.0])}, state=False)
     assert state["weights"].tolist() == [[1.0, 1.0], [-2.0, -2.0], [3.0, 3.0]]
     ends = [job.unlearn(start)["weights"] for start in (state,)]
     other = glm_job(plan, regression(), [4], chains=2)
@@ -155,7 +155,7 @@ def test_any_model_is_a_warm_start(
         {"weight": torch.zeros(3, dtype=torch.int64)},
     ):
         with pytest.raises(DataError):
-            job.start_from(tensors)
+            job.start_from(tensors, state="weights" in tensors)
 
 
 def test_float32_is_refused(
@@ -176,7 +176,7 @@ def test_softmax_from_its_own_file(
     file = job.model(learned)
     assert file["weight"].shape == (3, 4)
     assert file["weight"].dtype == torch.float32
-    again = job.start_from({"weight": file["weight"]})
+    again = job.start_from({"weight": file["weight"]}, state=False)
     assert again["weights"].shape == learned["weights"].shape
     np.testing.assert_allclose(again["weights"][:, :3].t().numpy(), file["weight"].numpy())
     assert slope("softmax", learned["weights"][:, 3:].numpy(), x, y, 0.2, 60) == pytest.approx(0, abs=1e-8)
