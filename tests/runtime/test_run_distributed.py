@@ -6,7 +6,7 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -41,8 +41,8 @@ def environment(**more: str) -> dict[str, str]:
     return {**os.environ, "OMP_NUM_THREADS": "1", **more}
 
 
-def in_two(arguments: str, expected: int = 0) -> list[str]:
-    """Run a command in two processes as torchrun starts them; what each wrote to stderr."""
+def in_two(arguments: str, expected: int = 0, folders: Sequence[Path | None] = (None, None)) -> list[str]:
+    """Run a command in two processes as torchrun starts them, in folders of their own; what each wrote to stderr."""
     shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port(), "WORLD_SIZE": "2"}
     workers = [
         subprocess.Popen(
@@ -51,6 +51,7 @@ def in_two(arguments: str, expected: int = 0) -> list[str]:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
+            cwd=folders[rank],
         )
         for rank in range(2)
     ]
@@ -88,6 +89,19 @@ def test_two_processes_release_what_one_does(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["alone", "log", "together"]
     started = [line for line in (tmp_path / "log").read_text().splitlines() if "run started" in line]
     assert len(started) == 1
+
+
+def test_processes_that_forget_different_records_are_refused(
+    tmp_path: Path, two_classes: str, plan_file: PlanFile
+) -> None:
+    folders = [tmp_path / "first", tmp_path / "second"]
+    for folder, number in zip(folders, (5, 6), strict=True):
+        folder.mkdir()
+        (folder / "ids.txt").write_text(f"{number}\n")
+    text = f"run {plan_file(FINETUNE)} --data {two_classes} --forget @ids.txt -o {tmp_path / 'run'} -q"
+    for error in in_two(text, 4, folders):
+        assert "records to forget" in error
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("method", ["langevin", "noisy-sgd", "descent-to-delete", "gradient-norm"])
