@@ -23,7 +23,7 @@ from rdp_calc.training import EXTERNAL, GLM_METHODS, Training
 from rdp_calc.verify import verify_document
 from unlearn_runtime.bindings import file_sha256, load_for_plan
 from unlearn_runtime.blocks import make_blocks
-from unlearn_runtime.data import Dataset, parse_ids
+from unlearn_runtime.data import Dataset, check_row_norms, parse_ids
 from unlearn_runtime.execution import Execution
 from unlearn_runtime.folders import check_free
 from unlearn_runtime.guards import Problems, module_problems
@@ -81,6 +81,8 @@ def admit(
     problems.attempt(lambda: _check_phase(plan, phase, forget=forget, start=start))
     problems.attempt(lambda: _check_choices(plan, execution, phase=phase, model=model, center=center))
     dataset = problems.attempt(lambda: load_for_plan(data, plan.data, loss=_loss(plan)))
+    if dataset is not None and plan.data.preprocess == "none":
+        problems.attempt(lambda: check_row_norms(dataset.x_train, plan.data.feature_norm))
     classes = None if dataset is None else problems.attempt(lambda: check_data(plan, dataset))
     learned = None
     if start is not None and plan.method.NAME in ANY_MODEL:

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from rdp_calc.errors import DataError, GuardFailed, InvalidInput
-from unlearn_runtime.data import Dataset, encode_labels, preprocess, select_classes
+from unlearn_runtime.data import Dataset, check_row_norms, encode_labels, preprocess, select_classes
 
 Array = npt.NDArray[Any]
 FLOATS = (np.float32, np.float64)
@@ -333,3 +333,17 @@ def test_a_single_precision_norm_is_not_computed_with_in_single_precision() -> N
         after = prepare(np.array([[3.0, 4.0, 5.0]]), feature_norm=feature_norm)
         assert exactly_within(after[0], float(feature_norm))
         assert math.hypot(*after[0].tolist()) >= float(feature_norm) * (1 - 1e-13)
+
+
+def test_row_norms_are_checked_as_preprocess_does() -> None:
+    rows = np.random.default_rng(5).normal(size=(700, 900))
+    rows /= np.linalg.norm(rows, axis=1, keepdims=True) * 1.001
+    check_row_norms(rows, 1.0)
+    rows[650] *= 1.01
+    rows[699] *= 2
+    with pytest.raises(GuardFailed) as found:
+        check_row_norms(rows, 1.0)
+    with pytest.raises(GuardFailed) as expected:
+        preprocess(rows, mode="none", feature_norm=1.0, center=None, intercept=False, dtype=np.float64)
+    assert str(found.value) == str(expected.value)
+    assert "650" in str(found.value)

@@ -161,6 +161,19 @@ def preprocess(
     return result
 
 
+def check_row_norms(x: Array, feature_norm: float) -> None:
+    """Raise GuardFailed for the first row of (n, d) that is longer than ``feature_norm``: what
+    ``preprocess`` in mode none would refuse, found without preparing anything.
+    """
+    rows_per_chunk = max(1, _CHUNK_VALUES // max(1, x.shape[1]))
+    for start in range(0, len(x), rows_per_chunk):
+        rows = x[start : start + rows_per_chunk].astype(np.float64)
+        longer = _longer_than(rows, feature_norm)
+        if longer.any():
+            first = int(np.flatnonzero(longer)[0])
+            raise GuardFailed(_too_long(start + first, rows[first], feature_norm))
+
+
 def _check_class_list(classes: tuple[str, ...]) -> None:
     name, count = Counter(classes).most_common(1)[0] if classes else ("", 0)
     if count > 1:
