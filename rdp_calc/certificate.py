@@ -56,6 +56,16 @@ RUN_CHECKS = {
 #: What a run for comparison may do that no bound covers; such a certificate has level none.
 DEVIATIONS = ("published-clip",)
 
+_OF_MU = "rounding adds at most its share to mu"
+
+
+def run_checks(method: str, deviation: str | None) -> tuple[str, ...]:
+    """What a run of ``method`` must have checked, nothing for a method that has no run; a run that deviates certifies
+    no mu that rounding could add to.
+    """
+    return tuple(name for name in RUN_CHECKS.get(method, ()) if deviation is None or name != _OF_MU)
+
+
 OS_ENTROPY = "os-entropy"
 
 DEVICES = ("cpu", "cuda")

@@ -21,8 +21,8 @@ from rdp_calc.certificate import (
     FINGERPRINT_ALGORITHM,
     GENERATORS,
     OS_ENTROPY,
-    RUN_CHECKS,
     released_group,
+    run_checks,
 )
 from rdp_calc.errors import DataError, InvalidInput, RdpCalcError, VerificationFailed
 from rdp_calc.evidence import Evidence
@@ -209,8 +209,9 @@ def _certificate_checks(document: dict[str, Any], plan: dict[str, Any]) -> list[
             raise DataError("field checks must be a list of objects.")
         name = documents.field(entry, "name", "text")
         recorded[name] = documents.field(entry, "pass", "boolean") and recorded.get(name, True)
-    needed = RUN_CHECKS.get(documents.field(plan, "method", "text"))
-    if needed is None:
+    deviation = documents.field(document, "executed.deviation", "text", optional=True)
+    needed = run_checks(documents.field(plan, "method", "text"), deviation)
+    if not needed:
         raise DataError(f"no run of method {plan['method']} can have been certified.")
     for name in (*needed, *(name for name in recorded if name not in needed)):
         detail = "recorded by the run" if name in recorded else "the certificate does not record it"

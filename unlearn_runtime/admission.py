@@ -86,7 +86,7 @@ def admit(
     classes = None if dataset is None else problems.attempt(lambda: check_data(plan, dataset))
     learned = None
     if start is not None and plan.method.NAME in ANY_MODEL:
-        learned = problems.attempt(lambda: Learned.any_model(start))
+        learned = problems.attempt(lambda: Learned.any_model(start, dataset))
     elif start is not None and dataset is not None:
         learned = problems.attempt(lambda: Learned.read(start, document, dataset))
     ids = None
@@ -211,6 +211,12 @@ def _check_phase(plan: Plan, phase: str, *, forget: str | None, start: Path | No
         raise InvalidInput("phase all needs --start, the model to unlearn, or a plan with --learn that trains one.")
     if not prepared and phase == "learn" and recipe is None:
         raise InvalidInput(f"{plan.method.NAME} plans no learning; start from a model of yours, or plan with --learn.")
+    block = plan.training
+    if block is not None and block.trainable is not None and block.model != EXTERNAL and start is None:
+        raise InvalidInput(
+            "the plan trains a part of a built-in model, whose other parts are zero until a model is loaded: give"
+            " --start."
+        )
     if phase == "all" and len(requests) > 1:
         raise InvalidInput(
             f"the plan has {len(requests)} requests: run --phase learn, then --phase unlearn once a request, each with"

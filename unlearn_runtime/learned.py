@@ -59,9 +59,14 @@ class Learned:
             return
 
     @classmethod
-    def any_model(cls, path: Path) -> Learned:
-        """A model file, or the folder of a run, whose released model it is."""
-        return cls({}, read_weights(path))
+    def any_model(cls, path: Path, dataset: Dataset | None) -> Learned:
+        """A model file, or the folder of a run, whose released model it is. What that run forgot of ``dataset``, and
+        the runs before it, stays forgotten: it is in ``removed``.
+        """
+        removed = np.array([], dtype=np.int64)
+        if path.is_dir() and dataset is not None:
+            removed = _forgotten(path, dataset)
+        return cls({}, read_weights(path), removed)
 
     @classmethod
     def read(cls, folder: Path, plan: dict[str, Any], dataset: Dataset) -> Learned:
@@ -103,3 +108,25 @@ class Learned:
             documents.field(record, "requests_done", "integer", optional=True) or 0,
             folder,
         )
+
+
+def _forgotten(folder: Path, dataset: Dataset) -> npt.NDArray[np.int64]:
+    """Records of ``dataset`` that the run in ``folder`` and those before it forgot; none where its private records are
+    missing or speak of other data. Raises DataError where they are damaged.
+    """
+    paths = folder / "private" / "audit.json", folder / "certificate.json"
+    if not all(path.is_file() for path in paths):
+        return np.array([], dtype=np.int64)
+    audit, certificate = (read_document(path) for path in paths)
+    try:
+        key = bytes.fromhex(documents.field(audit, "key", "text"))
+    except ValueError:
+        raise DataError(f"field key of {paths[0]} must be hexadecimal.") from None
+    if data_fingerprint(key, dataset) != documents.field(certificate, "fingerprints.data", "text"):
+        return np.array([], dtype=np.int64)
+    stored = documents.field(audit, "forgotten_ids", "list")
+    stored = stored + (documents.field(audit, "removed_before", "list", optional=True) or [])
+    ids = {documents.field({"id": number}, "id", "integer") for number in stored}
+    if not all(0 <= number < len(dataset.y_train) for number in ids):
+        raise DataError(f"{paths[0]} names records that the data do not have.")
+    return np.array(sorted(ids), dtype=np.int64)

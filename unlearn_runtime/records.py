@@ -177,8 +177,8 @@ def records_for(
     for weights in _trial_weights(records.full, chains, l2=regulariser(plan), radius=_radius(plan)):
         for model in _trial_models(plan, records.full):
             trial.measure(model, weights)
-    # Half the limit, so that the guard does not stop a run that started in float32.
-    if trial.largest <= guard.limit / 2:
+    # Well below the limit, so that the guard does not stop a run that started in float32.
+    if trial.largest <= guard.limit / 8:
         return records
     # Its memory first: there is room for one copy of the data, not for two.
     del records, model, weights

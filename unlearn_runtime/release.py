@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import save_file
 
 import rdp_calc
-from rdp_calc.certificate import OS_ENTROPY, RUN_CHECKS, certificate_document
+from rdp_calc.certificate import OS_ENTROPY, certificate_document, run_checks
 from rdp_calc.documents import field, pretty
 from rdp_calc.errors import GuardFailed
 from unlearn_runtime.admission import Admitted
@@ -66,6 +66,7 @@ class Release:
                 "key": key.hex(),
                 "data_source": self.data,
                 "forgotten_ids": [int(i) for i in ids],
+                "removed_before": [int(i) for i in admitted.gone],
                 "earlier_releases": [] if admitted.start is None else admitted.start.releases,
                 "learning_record": None if admitted.start is None else admitted.start.record or None,
                 **self._environment(),
@@ -143,7 +144,7 @@ class Release:
                 "model_before": file_fingerprint(key, folder / "private" / "before.safetensors"),
             },
             model_sha256=file_sha256(folder / "model.safetensors"),
-            checks=[{"name": name, "pass": True} for name in RUN_CHECKS[plan.method.NAME]],
+            checks=[{"name": name, "pass": True} for name in run_checks(plan.method.NAME, deviation)],
             versions={
                 "rdp-calc": rdp_calc.__version__,
                 "torch": torch.__version__,

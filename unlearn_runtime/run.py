@@ -13,6 +13,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from rdp_calc.errors import InvalidInput
@@ -138,10 +139,12 @@ def _job(admitted: Admitted, execution: Execution, source: GaussianSource, stepp
             source=source,
             stepper=stepper,
         )
+    # What earlier runs forgot stays out of every batch.
+    ids = admitted.ids if admitted.ids is None else np.union1d(admitted.ids, admitted.gone)
     return NetworkJob(
         admitted.plan,
         admitted.dataset,
-        ids=admitted.ids,
+        ids=ids,
         module=admitted.module,
         training=admitted.training,
         execution=execution,

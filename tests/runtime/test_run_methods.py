@@ -18,6 +18,7 @@ from safetensors.numpy import load_file, save_file
 
 from rdp_calc import verify_document
 from rdp_calc.documents import digest, read_document
+from unlearn_runtime import run as run_module
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -309,6 +310,36 @@ def test_finetuning_starts_from_the_released_model_of_another_run(run: Callable[
     holds(folder)
     start, before = load_file(other / "model.safetensors"), load_file(folder / "private" / "before.safetensors")
     assert all(np.array_equal(before[name], start[name].astype(np.float64)) for name in MLP)
+
+
+def test_what_was_forgotten_before_stays_out_of_every_batch(
+    run: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    left_out: list[list[int]] = []
+    made = run_module.NetworkJob
+
+    def watched(*arguments: Any, ids: Array, **more: Any) -> Any:
+        left_out.append(ids.tolist())
+        return made(*arguments, ids=ids, **more)
+
+    monkeypatch.setattr(run_module, "NetworkJob", watched)
+    first = run(FINETUNE, "--forget 7", name="first")
+    second = run(CLIP, f"--phase unlearn --start {first} --forget 5", name="second")
+    third = run(FINETUNE, f"--phase unlearn --start {second} --forget 11", name="third")
+    holds(third)
+    assert left_out == [[7], [5, 7], [5, 7, 11]]
+    assert read_document(third / "private" / "audit.json")["removed_before"] == [5, 7]
+    assert "7 was removed" in str(run(FINETUNE, f"--phase unlearn --start {second} --forget 7", name="again", code=6))
+    # A model file alone, or the folder of a run on other data, says nothing about these records.
+    shutil.copy(second / "model.safetensors", tmp_path / "model.safetensors")
+    run(FINETUNE, f"--phase unlearn --start {tmp_path / 'model.safetensors'} --forget 11", name="file")
+    assert left_out[-1] == [11]
+
+
+def test_the_frozen_part_of_a_built_in_model_comes_from_a_file(run: Callable[..., Path]) -> None:
+    plan = f"{FINETUNE} --trainable '2.*'"
+    for phase in ("--phase learn", "--forget 5"):
+        assert "give --start" in str(run(plan, phase, code=2))
 
 
 def test_a_plan_without_learning_needs_a_model(run: Callable[..., Path]) -> None:
