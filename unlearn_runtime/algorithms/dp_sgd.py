@@ -1,7 +1,12 @@
 """DP-SGD: Poisson batches, every record's gradient clipped, Gaussian noise on the sum. The only file that uses opacus.
 
-opacus finds each record's gradient and clips it; sampling and noise are the runtime's own: noise is drawn in float64
-and added in float64, once for all parameters, and also to an empty batch.
+opacus finds each record's gradient; clipping, sampling and noise are the runtime's own. Factors, clipped sums
+and noise are float64; noise is added once for all parameters, and also to an empty batch.
+
+opacus takes dimension 0 of what enters a layer for the records. Every step therefore refuses gradients that are not one
+a record, and before a run ``rehearsal`` compares them with those of autograd. That is a test on drawn rows and a few
+sizes of batches: that a model treats every row by itself, whatever the row and the size, remains the user's word. Nor
+is it counted that the last bits of a record's gradient may depend on the number of rows it is computed with.
 """
 
 from __future__ import annotations
@@ -22,8 +27,14 @@ from unlearn_runtime.network import Network, set_mode
 from unlearn_runtime.noise import GaussianSource
 from unlearn_runtime.stepper import Stepper
 
-#: opacus clips in float32, whose norm of many numbers may be too small by its rounding: clip this much shorter.
-CLIP_MARGIN = 1e-5
+#: Records in a batch that the margin for rounding covers, at least.
+_MOST_RECORDS = 2**15
+
+#: Numbers that are turned to float64 at once: few enough to stay in a CPU's cache, or to launch few kernels on a GPU.
+_CHUNK, _CUDA_CHUNK = 2**18, 2**24
+
+#: Numbers whose norm may be taken in float32.
+_BLOCK = 128
 
 #: Numbers of gradients by record that are held at once (1 GiB in float32); a larger batch goes in parts.
 _GRADIENT_NUMBERS = 2**28
@@ -58,24 +69,30 @@ def dp_sgd(
     """Train the network's numbers in place: w <- w - step_size/b (sum of clipped gradients + N(0, (z C)^2 I)).
 
     Each record joins a batch with probability sampling_rate; batch_size is the fixed divisor b, whatever the batch;
-    noise_multiplier z, clip_norm C in gradient units. Raises GuardFailed for a model whose layers mix records, and
-    where the weights end up not finite.
+    noise_multiplier z, clip_norm C in gradient units. Raises GuardFailed for a model whose layers mix records or have
+    no gradient for each of them, and where the weights end up not finite.
     """
     errors = complaints(network.module)
     if errors:
         raise GuardFailed(f"the model is not fit for DP-SGD: {errors[0]}.")
-    with _by_record(network) as module:
+    set_mode(network.module, True)
+    most = max(_MOST_RECORDS, 2 * batch_size)
+    with _by_record(network.module) as module:
         optimizer = _Optimizer(
             torch.optim.SGD([p for p in module.parameters() if p.requires_grad], lr=step_size),
             source=source,
             noise_std=noise_multiplier * clip_norm,
-            clip=clip_norm * (1.0 - CLIP_MARGIN),
+            clip=clip_norm * (1.0 - clip_margin(network.size, most)),
             divisor=batch_size,
         )
-        part_size = max(1, _GRADIENT_NUMBERS // network.size)
+        part_size = largest_part(network.size)
 
         def step(t: int) -> torch.Tensor | None:
             chosen = torch.from_numpy(source.poisson(len(rows), sampling_rate)).to(rows.device)
+            if len(chosen) > most:
+                raise GuardFailed(
+                    f"a batch of {len(chosen)} records is beyond the {most} that rounding is bounded for."
+                )
             optimizer.zero_grad()
             total = torch.zeros((), dtype=network.dtype, device=rows.device)
             # At least one part: an empty batch is noised as well.
@@ -93,6 +110,62 @@ def dp_sgd(
         raise GuardFailed("DP-SGD diverged: the weights are not finite; plan with a smaller step size.")
 
 
+def largest_part(size: int) -> int:
+    """Records that a model of ``size`` trained numbers sees at once."""
+    return max(1, _GRADIENT_NUMBERS // size)
+
+
+def clip_margin(size: int, most: int) -> float:
+    """How much shorter, relatively, to clip so that rounding lets no record move a sum by more than the clip norm.
+
+    u = 2^-53. The float64 sums of a norm of ``size`` numbers, its factor and the products are right to (size + 8) u;
+    what a norm loses in float32 is added to it. A sum of b clipped records differs from the exact one by at most b u
+    times the sum of their norms, b^2 u C; two neighbouring batches of at most ``most`` records by twice that.
+    """
+    return (size + 8 + 4 * most**2) * 2.0**-53
+
+
+def gradients_by_record(module: torch.nn.Module, inputs: torch.Tensor, labels: torch.Tensor) -> list[torch.Tensor]:
+    """What opacus takes for each record's gradient, (n, ...) for every trained parameter; to try a model out.
+
+    Raises GuardFailed where that is not one gradient a record.
+    """
+    with _by_record(module) as wrapped:
+        with torch.enable_grad():
+            Network.losses(wrapped(inputs), labels).sum().backward()  # type: ignore[no-untyped-call]
+        _check_one_each(module, len(inputs))
+        return [p.grad_sample for p in module.parameters() if p.requires_grad]  # type: ignore[attr-defined]
+
+
+def _squares(found: torch.Tensor) -> torch.Tensor:
+    """At least the squared norm of each row of (n, p), float64 (n,), and 1e-5 more at most but for tiny numbers.
+
+    Norms of blocks of k numbers may be taken in float32, being right to (k/2 + 2) 2^-24 in whatever order they are
+    summed, but for squares below 2^-126, which count as 0. Those of the blocks are added in float64.
+    """
+    if found.dtype == torch.float64:
+        return found.square().sum(dim=1)
+    whole = found.shape[1] // _BLOCK * _BLOCK
+    norms = [torch.linalg.vector_norm(found[:, whole:], dim=1, keepdim=True)]
+    if whole:
+        norms.append(torch.linalg.vector_norm(found[:, :whole].reshape(len(found), whole // _BLOCK, _BLOCK), dim=2))
+    squares = torch.cat(norms, dim=1).to(torch.float64).square_().sum(dim=1)
+    return squares.mul_(1 + 2 * (_BLOCK / 2 + 3) * 2.0**-24).add_(found.shape[1] * 2.0**-126)
+
+
+def _check_one_each(module: torch.nn.Module, count: int) -> None:
+    for name, parameter in module.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        found = getattr(parameter, "grad_sample", None)
+        if not isinstance(found, torch.Tensor) or found.shape != (count, *parameter.shape):
+            shown = f"{len(found)} gradients" if isinstance(found, torch.Tensor) else "no single gradient each"
+            raise GuardFailed(
+                f"parameter {name} has {shown} for {count} records; dp-sgd needs one a record: keep records in the "
+                "first dimension of what enters every layer, and let every layer take part."
+            )
+
+
 def _backward(
     network: Network, module: torch.nn.Module, rows: torch.Tensor, labels: torch.Tensor
 ) -> torch.Tensor | float:
@@ -106,14 +179,14 @@ def _backward(
     with torch.enable_grad():
         loss = network.losses(module(network.inputs(rows)), labels).sum()
         loss.backward()  # type: ignore[no-untyped-call]
+    _check_one_each(network.module, len(rows))
     return loss.detach()
 
 
 @contextmanager
-def _by_record(network: Network) -> Iterator[torch.nn.Module]:
-    """The module with hooks that find each record's gradient; without them again afterwards."""
-    network.module.train()
-    module = GradSampleModule(network.module, loss_reduction="sum")
+def _by_record(inner: torch.nn.Module) -> Iterator[torch.nn.Module]:
+    """The module, in training mode, with hooks that find each record's gradient; without them again afterwards."""
+    module = GradSampleModule(inner, loss_reduction="sum")
     try:
         with warnings.catch_warnings():
             # The first layer's input needs no gradient, which torch takes for a mistake.
@@ -121,14 +194,14 @@ def _by_record(network: Network) -> Iterator[torch.nn.Module]:
             yield module
     finally:
         module.to_standard_module()
-        for parameter in network.module.parameters():
+        for parameter in inner.parameters():
             for name in ("grad_sample", "summed_grad"):
                 if hasattr(parameter, name):
                     delattr(parameter, name)
 
 
 class _Optimizer(DPOptimizer):  # type: ignore[misc]
-    """opacus's optimizer with noise of standard deviation noise_std from the runtime's source."""
+    """opacus's optimizer with clipping of our own, and noise of standard deviation noise_std from the source."""
 
     def __init__(
         self, optimizer: torch.optim.Optimizer, *, source: GaussianSource, noise_std: float, clip: float, divisor: int
@@ -145,6 +218,21 @@ class _Optimizer(DPOptimizer):  # type: ignore[misc]
         self._noise = torch.empty(
             sum(p.numel() for p in self.params), dtype=torch.float64, device=self.params[0].device
         )
+
+    def clip_and_accumulate(self) -> None:
+        """Add each record's gradient times min(1, clip/norm) to ``summed_grad``; factors and sums are float64."""
+        samples = [p.grad_sample.reshape(len(p.grad_sample), p.numel()) for p in self.params]
+        count, device = len(samples[0]), samples[0].device
+        squares = sum((_squares(found) for found in samples), torch.zeros(count, dtype=torch.float64, device=device))
+        factors = (self.max_grad_norm / squares.sqrt_()).clamp_(max=1.0)
+        chunk = _CUDA_CHUNK if samples[0].is_cuda else _CHUNK
+        columns = max(1, chunk // max(1, count))
+        for parameter, found in zip(self.params, samples, strict=True):
+            if parameter.summed_grad is None:
+                parameter.summed_grad = torch.zeros(parameter.shape, dtype=torch.float64, device=device)
+            total = parameter.summed_grad.view(-1)
+            for start in range(0, found.shape[1], columns):
+                total[start : start + columns] += factors @ found[:, start : start + columns].to(torch.float64)
 
     def add_noise(self) -> None:
         """Leave in each parameter's gradient the clipped sum plus noise, added in float64."""
