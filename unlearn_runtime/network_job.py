@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import warnings
 from typing import Any
 
 import numpy as np
@@ -30,7 +32,7 @@ from unlearn_runtime.execution import Execution
 from unlearn_runtime.grid import on_grid
 from unlearn_runtime.job import Job, State
 from unlearn_runtime.models.builtin import initialise
-from unlearn_runtime.network import Network
+from unlearn_runtime.network import Network, check_tensors
 from unlearn_runtime.network_records import NetworkRecords, prepare_network_records
 from unlearn_runtime.noise import GaussianSource
 from unlearn_runtime.projections import project_
@@ -49,6 +51,9 @@ class NetworkJob(Job):
 
     ids: records to forget, None while learning only. center: public weights by tensor name, for a plan that takes norms
     around them. world: the processes of a distributed run. Chains are carried out one after another.
+
+    Every loop trains a copy of ``module`` as it was handed over, with numbers loaded into it: what a module may keep
+    besides its tensors (queues, running means as plain attributes) does not get from one phase or chain to another.
     """
 
     def __init__(
@@ -68,21 +73,17 @@ class NetworkJob(Job):
     ) -> None:
         self._plan, self._training, self._execution = plan, training, execution
         self._source, self._stepper, self._world = source, stepper, world or World()
-        self._module = module
         if self._world.size > 1 and isinstance(plan.method, DpSgd):
             raise GuardFailed("dp-sgd runs in one process: sampling and clipping by record are not shared out.")
         source.seed_torch()
-        settings: dict[str, Any] = {
+        self._pristine = _copied(module)
+        self._settings: dict[str, Any] = {
             "device": device,
             "dtype": torch.float64 if execution.dtype == "float64" else torch.float32,
             "trainable": training.trainable,
             "input_shape": training.input_shape,
         }
-        self.network = (
-            Network(module, **settings)
-            if self._world.size == 1
-            else DistributedNetwork(module, world=self._world, **settings)
-        )
+        self._module, self.network = module, self._network(module)
         self._records = prepare_network_records(plan, dataset, ids, network=self.network)
         self._center = None if center is None else self._flat(center)
 
@@ -99,10 +100,13 @@ class NetworkJob(Job):
         released = []
         for chain, weights in enumerate(found["weights"]):
             # A row is a view: the method works on the chain in place.
+            self._renew()
             self._unlearn(weights[None], _chain_name(name, chain))
             self._world.check_identical(weights)
             if self._training.finetune is not None:
-                self.network.set_weights(weights)
+                self._renew()
+                # The last bits of noised numbers enter nothing.
+                self.network.set_weights(on_grid(weights, self._last_noise_std))
                 self._train(
                     self._records.retained_or_all, self._training.finetune, _chain_name(f"{name}, fine-tune", chain)
                 )
@@ -111,25 +115,25 @@ class NetworkJob(Job):
             found["released"] = torch.stack(released)
         return found
 
-    def start_from(self, tensors: dict[str, torch.Tensor]) -> State:
+    def start_from(self, tensors: dict[str, torch.Tensor], *, state: bool = True) -> State:
         chains = self._execution.chains
+        if not state:
+            self.network.load(tensors)
+            return {"weights": self.network.weights().repeat(chains, 1), **self._fixed()}
         weights = tensors.get("weights")
-        if weights is not None and weights.ndim == 2 and weights.dtype == torch.float64:
-            if weights.shape[1] != self.size:
-                raise DataError(
-                    f"the learned state has {weights.shape[1]} numbers a chain, the model trains {self.size}."
-                )
-            if len(weights) < chains:
-                raise InvalidInput(
-                    f"trials is {chains}, but the learn run has {len(weights)} chains; learn with --trials {chains}"
-                    " too."
-                )
-            state = {"weights": weights[:chains].to(self.network.device).clone()}
-            fixed = {key: value for key, value in tensors.items() if key.startswith(_FIXED)}
-            self._restore_fixed(fixed)
-            return state | self._fixed()
-        self.network.load(tensors)
-        return {"weights": self.network.weights().repeat(chains, 1), **self._fixed()}
+        if weights is None or weights.ndim != 2 or weights.dtype != torch.float64:
+            raise DataError("the learned state has no tensor weights, float64 (chains, numbers); learn again.")
+        if weights.shape[1] != self.size:
+            raise DataError(f"the learned state has {weights.shape[1]} numbers a chain, the model trains {self.size}.")
+        if len(weights) < chains:
+            raise InvalidInput(
+                f"trials is {chains}, but the learn run has {len(weights)} chains; learn with --trials {chains} too."
+            )
+        shapes = {name: tuple(tensor.shape) for name, tensor in self._fixed().items()}
+        found = {name: tensor for name, tensor in tensors.items() if name != "released"}
+        check_tensors(found, {"weights": tuple(weights.shape), **shapes})
+        self._restore_fixed(found)
+        return {"weights": weights[:chains].to(self.network.device).clone(), **self._fixed()}
 
     def model(self, state: State, *, exact: bool = False) -> dict[str, torch.Tensor]:
         self._restore_fixed(state)
@@ -137,7 +141,11 @@ class NetworkJob(Job):
 
     def release(self, state: State) -> dict[str, torch.Tensor]:
         self._restore_fixed(state)
-        return self.network.tensors(on_grid(state.get("released", state["weights"])[0], self._last_noise_std))
+        released = self.network.tensors(on_grid(state.get("released", state["weights"])[0], self._last_noise_std))
+        for name, tensor in released.items():
+            if not bool(torch.isfinite(tensor).all()):
+                raise GuardFailed(f"tensor {name} is not finite and cannot be released; plan with a smaller step size.")
+        return released
 
     @property
     def _last_noise_std(self) -> float:
@@ -148,6 +156,7 @@ class NetworkJob(Job):
         return self._plan.noise_std
 
     def metrics(self, state: State) -> dict[str, Any]:
+        self._renew()
         self._restore_fixed(state)
         found: dict[str, list[dict[str, float]]] = {name: [] for name in self._records.parts}
         for weights in state.get("released", state["weights"]):
@@ -175,6 +184,7 @@ class NetworkJob(Job):
         self._restore_fixed(start)
         weights = start["weights"].clone()
         for chain, row in enumerate(weights):
+            self._renew()
             project_(row[None], clip, center=self._center)
             NoisyStep(row[None], self._source).add_noise(self._plan.noise_std)
             self.network.set_weights(row)
@@ -236,6 +246,7 @@ class NetworkJob(Job):
         records = self._records.retained_or_all if retained else self._records.full
         found = []
         for chain in range(self._execution.chains):
+            self._renew()
             if zeros:
                 self.network.flat.zero_()
             else:
@@ -247,8 +258,21 @@ class NetworkJob(Job):
             else:
                 assert isinstance(method, DpSgd)
                 self._train_privately(records, method, chain_name)
+                self.network.set_weights(on_grid(self.network.weights(), self._last_noise_std))
             found.append(self.network.weights())
         return {"weights": torch.stack(found), **self._fixed()}
+
+    def _network(self, module: torch.nn.Module) -> Network:
+        if self._world.size == 1:
+            return Network(module, **self._settings)
+        return DistributedNetwork(module, world=self._world, **self._settings)
+
+    def _renew(self) -> None:
+        """A module as it was handed over, with the frozen parameters and buffers of now; weights are to be set."""
+        fixed = self._fixed()
+        self._module = _copied(self._pristine)
+        self.network = self._network(self._module)
+        self._restore_fixed(fixed)
 
     def _train(self, records: NetworkRecords, recipe: Recipe, name: str) -> None:
         train(
@@ -332,6 +356,12 @@ class NetworkJob(Job):
         if not bool(torch.isfinite(found).all()):
             raise DataError("the file of public weights holds numbers that are not finite.")
         return found
+
+
+def _copied(module: torch.nn.Module) -> torch.nn.Module:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # copying an exported module makes torch warn of its own code
+        return copy.deepcopy(module)
 
 
 def _chain_name(name: str, chain: int) -> str:

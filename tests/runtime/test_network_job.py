@@ -18,8 +18,10 @@ from rdp_calc.methods.blockwise_finetune import BlockwiseFinetune
 from rdp_calc.methods.dp_sgd import DpSgd
 from rdp_calc.methods.model_clip import ModelClip
 from rdp_calc.training import Recipe, Training
+from unlearn_runtime.algorithms.noisy_finetune import noisy_finetune
 from unlearn_runtime.data import Dataset
 from unlearn_runtime.execution import Execution
+from unlearn_runtime.grid import on_grid
 from unlearn_runtime.models.builtin import build
 from unlearn_runtime.network_job import NetworkJob
 from unlearn_runtime.noise import GaussianSource
@@ -192,10 +194,104 @@ def test_a_state_goes_through_a_file_and_a_model_starts_every_chain(make_job: Ca
     with pytest.raises(DataError, match="40 numbers"):
         job.start_from({"weights": torch.zeros(2, 40, dtype=torch.float64)})
     model = job.model(before)
-    started = make_job(plan, chains=3).start_from(model)
+    started = make_job(plan, chains=3).start_from(model, state=False)
     assert torch.equal(started["weights"], before["weights"][0].float().double().repeat(3, 1))
     with pytest.raises(DataError, match="no tensor"):
-        job.start_from({"0.weight": model["0.weight"]})
+        job.start_from({"0.weight": model["0.weight"]}, state=False)
+
+
+def test_a_model_file_is_never_taken_for_a_state(make_job: Callable[..., NetworkJob]) -> None:
+    job = make_job(plan_of(METHODS["noisy-finetune"]))
+    forged = {"weights": torch.zeros(1, job.size, dtype=torch.float64)}
+    with pytest.raises(DataError, match=r"no tensor 0\.weight"):
+        job.start_from(forged, state=False)
+    with pytest.raises(DataError, match="tensor weights"):
+        job.start_from(job.model(job.learn()))
+
+
+@pytest.mark.parametrize("bad", [torch.nan, None, torch.zeros(2)])
+def test_what_goes_with_a_state_is_checked(bad: Any, make_job: Callable[..., NetworkJob]) -> None:
+    job = make_job(plan_of(METHODS["noisy-finetune"], trainable=("2.*",)))
+    learned = job.learn()
+    state, name = dict(learned), "fixed:0.weight"
+    if isinstance(bad, torch.Tensor):
+        state[name] = bad
+    elif bad is None:
+        del state[name]
+    else:
+        state[name] = torch.full_like(state[name], bad)
+    with pytest.raises(DataError, match=r"0\.weight"):
+        job.start_from(state)
+    with pytest.raises(DataError, match="not finite"):
+        job.start_from({**learned, "weights": torch.full((1, job.size), torch.inf, dtype=torch.float64)})
+
+
+class Remembers(torch.nn.Module):
+    """Keeps what it has seen in plain attributes, and lets it into its outputs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = torch.nn.Linear(4, 3)
+        self.seen: list[torch.Tensor] = []
+
+    def forward(self, rows: torch.Tensor) -> torch.Tensor:
+        if self.training:
+            self.seen = [*self.seen[-3:], rows.detach().mean(dim=0)]
+        return self.layer(rows + sum(self.seen))
+
+
+def test_what_a_module_remembers_does_not_get_into_the_next_phase(make_job: Callable[..., NetworkJob]) -> None:
+    plan = plan_of(METHODS["noisy-finetune"], finetune=Recipe(epochs=1, step_size=0.1, batch_size=16))
+    start = make_job(plan, module=Remembers(), chains=2).learn()
+    fresh = make_job(plan, module=Remembers(), chains=2).unlearn(start)
+    job = make_job(plan, module=Remembers(), chains=2)
+    draws = job._source.state()
+    learned = job.learn()
+    job._source.restore(draws)
+    after = job.unlearn(start)
+    assert torch.equal(after["weights"], fresh["weights"])
+    assert torch.equal(after["released"], fresh["released"])
+    # Nor into the next chain: alone it draws what the first of two does.
+    assert torch.equal(make_job(plan, module=Remembers()).learn()["weights"][0], learned["weights"][0])
+    assert len(job._module.seen) == 4
+    job.metrics(after)
+    assert not job._module.seen
+
+
+def test_numbers_are_on_the_grid_before_anything_else_is_computed(
+    make_job: Callable[..., NetworkJob], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    finetune = Recipe(epochs=1, step_size=0.1, batch_size=16)
+    for name in ("model-clip", "output-perturbation", "dp-sgd"):
+        job = make_job(plan_of(METHODS[name], finetune=None if name == "dp-sgd" else finetune), dtype="float64")
+        starts = []
+        train = job._train
+        monkeypatch.setattr(job, "_train", lambda *given: (starts.append(job.network.weights()), train(*given)))  # noqa: B023
+        state = job.learn()
+        numbers = state["weights"][0]
+        if name != "dp-sgd":
+            job.unlearn(state)
+            numbers = starts[-1]
+        assert torch.equal(on_grid(numbers, job._last_noise_std), numbers)
+
+
+def test_steps_without_noise_start_from_the_grid() -> None:
+    method = NoisyFinetune(init_clip=1.0, grad_clip=1.0, step_size=0.05, unlearn_steps=5, accounted_steps=3)
+    weights, source, seen = torch.ones(1, 7, dtype=torch.float64), GaussianSource(CPU, seed=1), []
+
+    def gradient(t: int) -> tuple[torch.Tensor, torch.Tensor]:
+        seen.append(weights.clone())
+        return weights.clone(), torch.zeros(())
+
+    noisy_finetune(weights, gradient, method=method, noise_std=0.3, mu=1.0, source=source, stepper=Stepper(source))
+    assert torch.equal(on_grid(seen[3], 0.3), seen[3])
+    assert not torch.equal(on_grid(seen[2], 0.3), seen[2])
+
+
+def test_a_model_that_is_not_finite_is_not_released(make_job: Callable[..., NetworkJob]) -> None:
+    job = make_job(plan_of(METHODS["noisy-finetune"]))
+    with pytest.raises(GuardFailed, match=r"tensor 0\.weight is not finite"):
+        job.release({"weights": torch.full((1, job.size), 1e300, dtype=torch.float64)})
 
 
 def test_retraining_modes(make_job: Callable[..., NetworkJob]) -> None:

@@ -16,6 +16,7 @@ import torch
 from rdp_calc.errors import GuardFailed
 from rdp_calc.methods.noisy_finetune import NoisyFinetune, ratios
 from unlearn_runtime.algorithms.noisy_step import Gradient, NoisyStep, check_rounding, reach, rounding_of_a_step
+from unlearn_runtime.grid import on_grid
 from unlearn_runtime.job import State
 from unlearn_runtime.noise import GaussianSource
 from unlearn_runtime.projections import clamp_, project_
@@ -69,6 +70,9 @@ def noisy_finetune(
             weight_decay=method.weight_decay,
             noise_std=steps.noise_std(t),
         )
+        if t == method.accounted() - 1 < method.unlearn_steps - 1:
+            # The last bits of noised numbers are not to enter the steps without noise.
+            weights.copy_(on_grid(weights, steps.noise_std(t)))
         return loss
 
     stepper.run(name, method.unlearn_steps, {"weights": weights, **direction.state, **(state or {})}, carry_out)
