@@ -4,6 +4,8 @@ Why each check exists:
 
 - Buffers that a forward pass in training mode changes (running statistics of batch norm, spectral norm) are released,
   and hold traces of every batch since the start; no bound covers that. Refused for every method.
+- Whatever else a module keeps of what it has seen, in plain attributes or elsewhere, lets removed records act on what
+  is computed after. Refused for every method, where the trial runs show it.
 - Layers that mix the records of a batch: DP-SGD bounds what one record does to the gradient, so each record's gradient
   must be its own. The methods that clip the gradient of a whole batch (theory, sections 4.6, 4.7 and 5) do not need
   that: there mixing alone is harmless.
@@ -16,6 +18,7 @@ Why each check exists:
 from __future__ import annotations
 
 import itertools
+import math
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar
@@ -33,7 +36,7 @@ from unlearn_runtime.rehearsal import FIXED_OBJECTIVE, PER_RECORD, rehearse, ten
 
 OPTIMIZERS = ("sgd", "momentum", "adam")
 
-_PROBE_ROWS = 3
+_MOST_FEATURES = 2**26
 _MOST_NAMED = 5
 
 T = TypeVar("T")
@@ -82,14 +85,17 @@ def module_problems(
     device: torch.device | str = "cpu",
     input_shape: tuple[int, ...] | None = None,
     classes: int | None = None,
+    features: int | None = None,
+    batch_size: int | None = None,
 ) -> list[RdpCalcError]:
     """Everything that keeps ``method`` from training ``module``, as errors that say what to do; empty for a sound one.
 
     ``method`` is a method's name, ``optimizer`` sgd, momentum or adam. ``trainable``: patterns of the parameters to
     train, or None. ``dtype``: what the run computes in. ``input_shape``: the shape of one record as the module takes
-    it; with it a copy of the module is run on three drawn rows, to see what its layers do not show: mixing of records,
-    buffers that change, a number of outputs that does not fit ``classes``. The module and torch's generators are left
-    as they were.
+    it; with it copies of the module are run on drawn rows, to see what its layers do not show: mixing of records, state
+    that changes, a number of outputs that does not fit ``classes``. ``features``: numbers in a row of the data.
+    ``batch_size``: the planned one; mixing of records is tried up to about it. The module and torch's generators are
+    left as they were.
     """
     errors: list[RdpCalcError] = []
     if optimizer not in OPTIMIZERS:
@@ -99,15 +105,24 @@ def module_problems(
         errors += _storage(module, dtype, torch.device(device))
         if method in PER_RECORD:
             errors += _per_record(module)
+    errors += _shape(input_shape, features)
     # A model that is refused anyway need not run, and may not be able to.
     if input_shape is not None and not errors:
-        # A generator of its own: no guarantee rests on these numbers, and the run's source stays where it is.
-        rows = torch.randn((_PROBE_ROWS, *input_shape), generator=torch.Generator().manual_seed(0))
         try:
-            errors += rehearse(module, method, rows, classes)
+            errors += rehearse(module, method, input_shape, classes=classes, batch_size=batch_size)
         except GuardFailed as error:
             errors.append(error)
     return errors
+
+
+def _shape(shape: tuple[int, ...] | None, features: int | None) -> Iterator[RdpCalcError]:
+    if shape is None:
+        return
+    count, shown = math.prod(shape), "x".join(map(str, shape))
+    if min(shape, default=1) < 1 or count > _MOST_FEATURES:
+        yield InvalidInput(f"input shape {shown} must have sides from 1 on and {_MOST_FEATURES} numbers at most.")
+    elif features is not None and count != features:
+        yield InvalidInput(f"input shape {shown} holds {count} numbers, a row has {features}.")
 
 
 def _lazy(module: torch.nn.Module) -> list[str]:

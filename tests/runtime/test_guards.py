@@ -171,6 +171,140 @@ def test_mixing_of_records_is_refused_where_each_record_counts() -> None:
     assert "mixes the records" in text
 
 
+class Patches(nn.Module):
+    """A row is 3 patches of 2 numbers, each through one layer: patches as rows, or patches first."""
+
+    def __init__(self, *, first: bool) -> None:
+        super().__init__()
+        self.layer, self.first = nn.Linear(2, 3), first
+
+    def forward(self, rows: torch.Tensor) -> torch.Tensor:
+        if self.first:
+            return self.layer(rows.reshape(-1, 3, 2).transpose(0, 1)).mean(dim=0)
+        return self.layer(rows.reshape(-1, 2)).reshape(-1, 3, 3).mean(dim=1)
+
+
+class Reordered(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(6, 4), nn.Linear(4, 3)
+
+    def forward(self, rows: torch.Tensor) -> torch.Tensor:
+        order = rows[:, 0].argsort()
+        return self.second(torch.tanh(self.first(rows))[order])[order.argsort()]
+
+
+@pytest.mark.parametrize("make", [lambda: Patches(first=True), lambda: Patches(first=False), Reordered])
+def test_layers_that_do_not_see_records_first_are_refused(make: Callable[[], nn.Module]) -> None:
+    assert problems(make(), "noisy-finetune") == []
+    (text,) = problems(make(), "dp-sgd")
+    assert "in the first dimension" in text
+
+
+class CentredFrom(nn.Module):
+    """Mixes in batches from a size on, without a derivative."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.size = size
+
+    def forward(self, rows: torch.Tensor) -> torch.Tensor:
+        return rows - rows.detach().mean(dim=0) if len(rows) >= self.size else rows
+
+
+class MixedGradient(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, rows: torch.Tensor) -> torch.Tensor:
+        return rows.clone()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> torch.Tensor:
+        return gradient + gradient.sum(dim=0)
+
+
+class MixedBackward(nn.Module):
+    def forward(self, rows: torch.Tensor) -> torch.Tensor:
+        return MixedGradient.apply(rows)
+
+
+@pytest.mark.parametrize("size", [2, 5, 40, 250, 300])
+def test_mixing_is_found_up_to_the_planned_batch(size: int) -> None:
+    (text,) = problems(stack(CentredFrom(size), RandomMask()), "dp-sgd", batch_size=256)
+    assert "mixes the records" in text
+
+
+def test_mixing_of_gradients_alone_is_found() -> None:
+    module = nn.Sequential(nn.Linear(6, 4), nn.Tanh(), MixedBackward(), nn.Linear(4, 3))
+    assert problems(module, "noisy-finetune") == []
+    assert len(problems(module, "dp-sgd")) == 1
+
+
+class Keeps(nn.Module):
+    """Keeps something of each batch where ``how`` says."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.how, self.last, self.queue, self.table = how, None, [], {"mean": 0.0}
+        self.owner = type("Owner", (), {})()
+
+    def forward(self, rows: torch.Tensor) -> torch.Tensor:
+        mean = rows.detach().mean(dim=0)
+        if self.how == "attribute":
+            self.last = mean
+        elif self.how == "list":
+            self.queue = [*self.queue, mean]
+        elif self.how == "number":
+            self.table["mean"] = float(mean[0])
+        elif self.how == "object":
+            self.owner.mean = mean
+        elif self.how == "first batch":
+            self.last = mean if self.last is None else self.last
+        elif self.how == "count":
+            self.last = (self.last or 0) + 1
+        elif self.how == "closure":
+            SEEN.append(mean)
+            rows = rows + sum(SEEN[:-1])
+        return rows
+
+
+SEEN: list[torch.Tensor] = []
+
+
+@pytest.mark.parametrize("how", ["attribute", "list", "number", "object", "first batch", "count", "closure"])
+@pytest.mark.parametrize("method", ["noisy-finetune", "dp-sgd"])
+def test_what_remembers_batches_is_refused(how: str, method: str) -> None:
+    SEEN.clear()
+    (text,) = problems(stack(Keeps(how)), method)
+    assert "keeps what it has seen" in text
+
+
+class Table(nn.Module):
+    """Makes a table of positions when it is first used."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table: torch.Tensor | None = None
+
+    def forward(self, rows: torch.Tensor) -> torch.Tensor:
+        if self.table is None:
+            self.table = torch.arange(rows.shape[1]) / 10
+        return rows + self.table
+
+
+@pytest.mark.parametrize("method", ["noisy-finetune", "dp-sgd"])
+def test_a_table_made_once_is_no_memory(method: str) -> None:
+    assert problems(stack(Table()), method) == []
+
+
+def test_absurd_input_shapes_are_refused_before_memory_is_taken() -> None:
+    (text,) = problems(stack(), input_shape=(10**9,) * 3)
+    assert "numbers at most" in text
+    (text,) = problems(stack(), input_shape=(2, 4), features=6)
+    assert "input shape 2x4 holds 8 numbers, a row has 6" in text
+    (text,) = problems(stack(), input_shape=(0,))
+    assert "sides from 1 on" in text
+
+
 def test_batch_norm_under_dp_sgd_names_both_reasons() -> None:
     (text,) = problems(stack(nn.BatchNorm1d(4)), "dp-sgd")
     assert "running statistics" in text
