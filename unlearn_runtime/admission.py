@@ -107,7 +107,9 @@ def admit(
                 dtype=execution.model_dtype,
                 device=device,
                 input_shape=training.input_shape or (features,),
+                features=features,
                 classes=len(classes or ()),
+                batch_size=getattr(plan.method, "batch_size", None),
             )
             problems.extend(unfit)
             if not unfit:

@@ -53,7 +53,9 @@ class Learned:
         if self.folder is None:
             return
         try:
-            with (self.folder / RELEASES).open("a", encoding="utf-8") as stream:
+            path = self.folder / RELEASES
+            path.touch(mode=0o600)
+            with path.open("a", encoding="utf-8") as stream:
                 stream.write(digest + "\n")
         except OSError:
             return

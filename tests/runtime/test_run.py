@@ -84,8 +84,11 @@ def test_all_phases_write_what_the_contract_lists(
     assert files(tmp_path / "un") == RELEASED_FILES
     assert (summary["phase"], summary["certificate_level"]) == ("unlearn", "certified")
 
-    # The learn run is left as it was, and the state unlearning started from is the learned one.
-    assert files(tmp_path / "learned") == LEARNED_FILES
+    # The learn run is left as it was but for a note of the release, and the state unlearning started from is its own.
+    assert files(tmp_path / "learned") == LEARNED_FILES | {"private/releases.txt"}
+    note = tmp_path / "learned" / "private" / "releases.txt"
+    assert note.read_text().split() == [document(tmp_path / "un" / "certificate.json")["digest"]]
+    assert note.stat().st_mode & 0o777 == 0o600
     before = weight(tmp_path / "un", "private/before.safetensors")
     assert before.dtype == np.float64
     assert np.array_equal(before, load_file(tmp_path / "learned" / "private" / "state.safetensors")["weights"][:, 0])
