@@ -285,7 +285,7 @@ RUN = "run plan.json --data builtin:breast-cancer -o new"
         (f"{RUN} --forget @ids.txt", 6, ["ids.txt"]),
         (f"{RUN} --phase unlearn --start missing --forget 1", 6, ["missing"]),
         (f"{RUN} --phase unlearn --start learned/model.safetensors --forget 1", 6, ["learn run"]),
-        (f"{RUN} --phase unlearn --start run --forget 1", 6, ["learning.json"]),
+        (f"{RUN} --phase unlearn --start run --forget 1", 6, ["last request", "learn run"]),
         ("run missing.json --data builtin:breast-cancer --forget 1 -o new", 6, ["missing.json"]),
         ("run learned/model.safetensors --data builtin:breast-cancer --forget 1 -o new", 6, ["model.safetensors"]),
         ("run run/certificate.json --data builtin:breast-cancer --forget 1 -o new", 6, ["certificate"]),
@@ -555,13 +555,13 @@ def test_interrupt(rdp: Call, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_interrupted_run_leaves_nothing(rdp: Call, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import unlearn_runtime.run as module
+    import unlearn_runtime.glm_job as module
 
     def interrupted(*args: Any, **settings: Any) -> None:
         raise KeyboardInterrupt
 
     before = tree(folder)
-    monkeypatch.setattr(module, "noisy_gradient_descent", interrupted)
+    monkeypatch.setattr(module, "descent", interrupted)
     assert rdp(f"{RUN} --forget 1 -q").code == 130
     assert tree(folder) == before
 
