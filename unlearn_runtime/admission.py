@@ -297,6 +297,9 @@ def _forget_ids(plan: Plan, forget: str, size: int, start: Learned | None) -> Ar
                 f"all {len(requests)} requests of the plan were carried out; a further one needs a new plan."
             )
         allowed = requests[start.requests_done][0]
+    if len(ids) > allowed and requests:
+        number = 1 if start is None else start.requests_done + 1
+        raise DataError(f"{len(ids)} ids to forget, request {number} of the plan's --requests covers {allowed}.")
     if len(ids) > allowed:
         raise DataError(
             f"{len(ids)} ids to forget, the plan covers at most {allowed}; plan with a larger --group-size."

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import io
 import warnings
 from typing import Any
 
@@ -359,6 +360,13 @@ class NetworkJob(Job):
 
 
 def _copied(module: torch.nn.Module) -> torch.nn.Module:
+    if isinstance(module, torch.jit.ScriptModule):
+        # A deep copy of TorchScript loses which parameters are trained; a file does not.
+        file = io.BytesIO()
+        torch.jit.save(module, file)
+        file.seek(0)
+        found: torch.nn.Module = torch.jit.load(file)  # type: ignore[no-untyped-call]
+        return found
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # copying an exported module makes torch warn of its own code
         return copy.deepcopy(module)

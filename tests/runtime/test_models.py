@@ -347,7 +347,7 @@ def test_weights(here: Path) -> None:
     for path, words in {
         "none": "does not exist",
         ".": "does not exist",
-        "weights.pt": r"is not a \.safetensors file",
+        "weights.pt": "is a pickle",
         "bad.safetensors": r"cannot be read as \.safetensors",
     }.items():
         with pytest.raises(DataError, match=words):

@@ -544,3 +544,16 @@ def test_typed_constants_of_a_named_model(run: Callable[..., Path]) -> None:
     for words in (("--lipschitz 1", "--lipschitz 0.9"), ("0.36", "0.34")):
         plan = f"{TYPED} --model logistic".replace(*words)
         assert "better than what is proved" in str(run(plan, "--forget 5", name="no", code=4))
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+def test_a_torchscript_file_is_code_and_start(run: Callable[..., Path], tmp_path: Path) -> None:
+    module = torch.nn.Sequential(torch.nn.Linear(4, 5), torch.nn.ReLU(), torch.nn.Linear(5, 2))
+    path = tmp_path / "net.pt"
+    torch.jit.trace(module, torch.zeros(1, 4)).save(str(path))
+    plan = FINETUNE.replace("--model mlp:5", "--model external").replace(LEARN, "")
+    folder = run(plan, f"--model {path} --start {path} --forget 5")
+    holds(folder)
+    assert shapes(folder / "model.safetensors") == MLP
+    before = load_file(folder / "private" / "before.safetensors")
+    assert np.allclose(before["0.weight"], module[0].weight.detach().numpy())

@@ -27,11 +27,11 @@ from unlearn_runtime.network import Network, set_mode
 from unlearn_runtime.noise import GaussianSource
 from unlearn_runtime.stepper import Stepper
 
-#: Records in a batch that the margin for rounding covers, at least.
-_MOST_RECORDS = 2**15
+#: Records whose clipped float32 gradients may be added in float32, before their sums are added in float64.
+_GROUP = 16
 
-#: Numbers that are turned to float64 at once: few enough to stay in a CPU's cache, or to launch few kernels on a GPU.
-_CHUNK, _CUDA_CHUNK = 2**18, 2**24
+#: Numbers that are turned to float64 at once: few kernels are launched, and little memory is taken.
+_CHUNK = 2**24
 
 #: Numbers whose norm may be taken in float32.
 _BLOCK = 128
@@ -76,13 +76,13 @@ def dp_sgd(
     if errors:
         raise GuardFailed(f"the model is not fit for DP-SGD: {errors[0]}.")
     set_mode(network.module, True)
-    most = max(_MOST_RECORDS, 2 * batch_size)
+    most = largest_batch(batch_size)
     with _by_record(network.module) as module:
         optimizer = _Optimizer(
             torch.optim.SGD([p for p in module.parameters() if p.requires_grad], lr=step_size),
             source=source,
             noise_std=noise_multiplier * clip_norm,
-            clip=clip_norm * (1.0 - clip_margin(network.size, most)),
+            clip=clip_norm * (1.0 - clip_margin(network.size, most, exact=_sums_exactly(network.flat))),
             divisor=batch_size,
         )
         part_size = largest_part(network.size)
@@ -115,14 +115,29 @@ def largest_part(size: int) -> int:
     return max(1, _GRADIENT_NUMBERS // size)
 
 
-def clip_margin(size: int, most: int) -> float:
+def largest_batch(batch_size: int) -> int:
+    """Records of a batch that the margin for rounding covers: a Poisson draw of mean b is larger with a probability far
+    below 1e-12 (Bennett), and only chance decides whether it is.
+    """
+    return math.ceil(batch_size + 10 * math.sqrt(batch_size) + 50)
+
+
+def _sums_exactly(numbers: torch.Tensor) -> bool:
+    """Whether clipped gradients are added in float64 throughout: where that costs little, or they are float64."""
+    return numbers.is_cuda or numbers.dtype == torch.float64
+
+
+def clip_margin(size: int, most: int, *, exact: bool) -> float:
     """How much shorter, relatively, to clip so that rounding lets no record move a sum by more than the clip norm.
 
     u = 2^-53. The float64 sums of a norm of ``size`` numbers, its factor and the products are right to (size + 8) u;
     what a norm loses in float32 is added to it. A sum of b clipped records differs from the exact one by at most b u
-    times the sum of their norms, b^2 u C; two neighbouring batches of at most ``most`` records by twice that.
+    times the sum of their norms, b^2 u C; two neighbouring batches of at most ``most`` records by twice that. Unless
+    ``exact``, products and sums of groups of k records are float32 and right to (k + 2) 2^-24 of the norms they add,
+    whatever the order: b (k + 2) 2^-24 C in all.
     """
-    return (size + 8 + 4 * most**2) * 2.0**-53
+    groups = 0.0 if exact else 2 * (_GROUP + 2) * most * 2.0**-24
+    return (size + 8 + 4 * most**2) * 2.0**-53 + groups
 
 
 def gradients_by_record(module: torch.nn.Module, inputs: torch.Tensor, labels: torch.Tensor) -> list[torch.Tensor]:
@@ -220,17 +235,24 @@ class _Optimizer(DPOptimizer):  # type: ignore[misc]
         )
 
     def clip_and_accumulate(self) -> None:
-        """Add each record's gradient times min(1, clip/norm) to ``summed_grad``; factors and sums are float64."""
+        """Add each record's gradient times min(1, clip/norm) to ``summed_grad``, which is float64."""
         samples = [p.grad_sample.reshape(len(p.grad_sample), p.numel()) for p in self.params]
         count, device = len(samples[0]), samples[0].device
         squares = sum((_squares(found) for found in samples), torch.zeros(count, dtype=torch.float64, device=device))
         factors = (self.max_grad_norm / squares.sqrt_()).clamp_(max=1.0)
-        chunk = _CUDA_CHUNK if samples[0].is_cuda else _CHUNK
-        columns = max(1, chunk // max(1, count))
+        exact = _sums_exactly(samples[0])
+        columns = max(1, _CHUNK // max(1, count))
+        # Rounded to float32 they must not grow.
+        rounded = factors.mul(1 - 2.0**-23).to(samples[0].dtype)
         for parameter, found in zip(self.params, samples, strict=True):
             if parameter.summed_grad is None:
                 parameter.summed_grad = torch.zeros(parameter.shape, dtype=torch.float64, device=device)
             total = parameter.summed_grad.view(-1)
+            if not exact:
+                for start in range(0, count, _GROUP):
+                    group = slice(start, start + _GROUP)
+                    total += rounded[group] @ found[group]
+                continue
             for start in range(0, found.shape[1], columns):
                 total[start : start + columns] += factors @ found[:, start : start + columns].to(torch.float64)
 

@@ -116,13 +116,17 @@ def _current_folder_first() -> Iterator[None]:
 
 
 def read_weights(path: Path) -> dict[str, torch.Tensor]:
-    """The tensors of a .safetensors file, or of ``model.safetensors`` in the folder of a run, on the CPU.
+    """The tensors of a .safetensors file, of ``model.safetensors`` in the folder of a run, or of a file that holds code
+    and weights (.pt, .pt2), on the CPU.
 
     Raises DataError where there is none or it cannot be read.
     """
     file = path / "model.safetensors" if path.is_dir() else path
     if not file.is_file():
         raise DataError(f"{file} does not exist; weights are a .safetensors file, or a folder of a run.")
+    if file.suffix in (".pt", ".pth", ".pt2"):
+        state = load_module(str(file)).state_dict()
+        return {name: value.detach().cpu() for name, value in state.items() if isinstance(value, torch.Tensor)}
     if file.suffix != ".safetensors":
         raise DataError(f"{file} is not a .safetensors file; convert it with safetensors.torch.save_file.")
     try:
