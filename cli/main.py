@@ -73,7 +73,7 @@ def main(arguments: list[str] | None = None) -> int:
     except RdpCalcError as error:
         return _fail(str(error), error.exit_code)
     except (KeyboardInterrupt, typer.Abort):
-        return _fail("interrupted; nothing was written.", 130)
+        return _fail("interrupted; no result was written, a checkpoint was saved where one was asked for.", 130)
     except BrokenPipeError:
         return 1
     except OSError as error:
@@ -89,7 +89,7 @@ def main(arguments: list[str] | None = None) -> int:
         return _fail(text, getattr(error, "exit_code", 2))
     if outcome == 130:
         # The parser turns an interrupt into this code without a word.
-        return _fail("interrupted; nothing was written.", 130)
+        return _fail("interrupted; no result was written, a checkpoint was saved where one was asked for.", 130)
     return outcome if isinstance(outcome, int) else 0
 
 

@@ -108,8 +108,8 @@ def run(
         return
     if summary["earlier_releases"]:
         print(
-            f"warning: {summary['earlier_releases']} earlier release(s) were made from {start}; whoever sees several"
-            " learns more than each certificate says.",
+            f"warning: {summary['earlier_releases']} earlier releases from {start}; whoever sees several learns"
+            " more than each certificate says.",
             file=sys.stderr,
         )
     if as_json:
