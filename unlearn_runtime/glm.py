@@ -23,7 +23,7 @@ from unlearn_runtime.workspace import Buffers, Workspace
 Array = npt.NDArray[Any]
 
 # A block is read twice per step; it should stay in a core's share of the last-level cache, or fill a GPU.
-_CPU_BLOCK_BYTES = 8 * 2**20
+_CPU_BLOCK_BYTES = 4 * 2**20
 _CUDA_BLOCK_BYTES = 512 * 2**20
 
 _PIECE_ROWS = 256

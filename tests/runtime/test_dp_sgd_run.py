@@ -109,7 +109,7 @@ def test_a_record_of_a_wide_layer_is_clipped_to_the_last_digits(sums: list[torch
     fit(model, rows, torch.tensor([1]), sampling_rate=1.0, steps=1, batch_size=1, clip_norm=0.01)
     assert sums[0].dtype == torch.float64
     margin = clip_margin(model.size, largest_batch(1), exact=False)
-    assert 1 - margin - 1e-5 < float(sums[0].norm()) / 0.01 <= 1
+    assert 1 - margin - 4e-5 < float(sums[0].norm()) / 0.01 <= 1
 
 
 def test_one_record_moves_the_sum_of_a_large_batch_by_the_clip_norm_at_most(sums: list[torch.Tensor]) -> None:
@@ -121,7 +121,7 @@ def test_one_record_moves_the_sum_of_a_large_batch_by_the_clip_norm_at_most(sums
         model = Network(build("mlp:1", 64, 3), device=CPU, trainable=("2.bias",))
         fit(model, rows[:count], labels[:count], sampling_rate=1.0, steps=1, batch_size=3000, clip_norm=clip)
     margin = clip_margin(model.size, largest_batch(3000), exact=False)
-    assert 1 - margin - 1e-5 < float((sums[0] - sums[1]).norm()) / clip <= 1
+    assert 1 - margin - 4e-5 < float((sums[0] - sums[1]).norm()) / clip <= 1
 
 
 @pytest.mark.parametrize("size", [1, 100, 128, 1000, 30_000])
@@ -132,7 +132,7 @@ def test_norms_are_never_too_small(size: int, scale: float) -> None:
         exact = rows.double().square().sum(dim=1)
         found = module_under_test._squares(rows)
         assert bool((found >= exact).all())
-        assert bool((found <= exact * (1 + 2e-5) + size * 1.2e-38).all())
+        assert bool((found <= exact * (1 + 8e-5) + size * 1.2e-38).all())
 
 
 def test_the_margin_covers_what_it_says() -> None:

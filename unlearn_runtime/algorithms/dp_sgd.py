@@ -34,7 +34,7 @@ _GROUP = 16
 _CHUNK = 2**24
 
 #: Numbers whose norm may be taken in float32.
-_BLOCK = 128
+_BLOCK = 1024
 
 #: Numbers of gradients by record that are held at once (1 GiB in float32); a larger batch goes in parts.
 _GRADIENT_NUMBERS = 2**28
@@ -153,7 +153,7 @@ def gradients_by_record(module: torch.nn.Module, inputs: torch.Tensor, labels: t
 
 
 def _squares(found: torch.Tensor) -> torch.Tensor:
-    """At least the squared norm of each row of (n, p), float64 (n,), and 1e-5 more at most but for tiny numbers.
+    """At least the squared norm of each row of (n, p), float64 (n,), and 7e-5 more at most but for tiny numbers.
 
     Norms of blocks of k numbers may be taken in float32, being right to (k/2 + 2) 2^-24 in whatever order they are
     summed, but for squares below 2^-126, which count as 0. Those of the blocks are added in float64.
