@@ -129,7 +129,7 @@ def released_group(plan: dict[str, Any], request: Any) -> Any:
     """
     requests = read_requests(plan["parameters"].get("requests"))
     if not requests:
-        return plan["problem"]["group_size"]
+        return plan["problem"].get("group_size")
     if isinstance(request, bool) or not isinstance(request, int) or not 1 <= request <= len(requests):
         return None
     return sum(group for group, _ in requests[:request])
