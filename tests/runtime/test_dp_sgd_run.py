@@ -11,7 +11,7 @@ import torch
 
 from rdp_calc.errors import GuardFailed
 from unlearn_runtime.algorithms import dp_sgd as module_under_test
-from unlearn_runtime.algorithms.dp_sgd import clip_margin, dp_sgd, largest_batch
+from unlearn_runtime.algorithms.dp_sgd import clip_margin, dp_sgd, largest_batch, sums_exactly
 from unlearn_runtime.models.builtin import build, initialise
 from unlearn_runtime.network import Network
 from unlearn_runtime.noise import GaussianSource
@@ -120,7 +120,7 @@ def test_one_record_moves_the_sum_of_a_large_batch_by_the_clip_norm_at_most(sums
         # The same numbers for the other records whatever the batch: every gradient is the bias's.
         model = Network(build("mlp:1", 64, 3), device=CPU, trainable=("2.bias",))
         fit(model, rows[:count], labels[:count], sampling_rate=1.0, steps=1, batch_size=3000, clip_norm=clip)
-    margin = clip_margin(model.size, largest_batch(3000), exact=False)
+    margin = clip_margin(model.size, largest_batch(3000), exact=True)
     assert 1 - margin - 4e-5 < float((sums[0] - sums[1]).norm()) / clip <= 1
 
 
@@ -138,6 +138,14 @@ def test_norms_are_never_too_small(size: int, scale: float) -> None:
 def test_the_margin_covers_what_it_says() -> None:
     assert clip_margin(10**6, 2**15, exact=True) < 1e-6
     assert clip_margin(1, 2**20, exact=True) > 2 * (2**20) ** 2 * 2.0**-53
+    # Large batches and tiny clips are summed in float64, so that the margin never eats the clip.
+    numbers = torch.zeros(10**6)
+    for batch in (1, 100, 10**3, 10**5, 10**6):
+        most = largest_batch(batch)
+        assert clip_margin(10**6, most, exact=sums_exactly(numbers, most, 1.0)) < 2e-3
+    assert not sums_exactly(numbers, largest_batch(100), 1.0)
+    assert sums_exactly(numbers, largest_batch(10**5), 1.0)
+    assert sums_exactly(numbers, largest_batch(100), 1e-25)
     # Sums of 16 float32 records: 18 roundings of 2^-24 each, in both runs.
     assert 2 * 18 * 300 * 2.0**-24 < clip_margin(10**6, 300, exact=False) < 1e-3
 
@@ -222,3 +230,10 @@ def test_layers_that_mix_records_are_refused() -> None:
     inner = torch.nn.Sequential(torch.nn.Linear(64, 4), torch.nn.BatchNorm1d(4), torch.nn.Linear(4, 3))
     with pytest.raises(GuardFailed, match="not fit for DP-SGD"):
         fit(Network(inner, device=CPU), *records())
+
+
+def test_a_batch_too_large_for_the_margin_is_refused() -> None:
+    rows, labels = records(4)
+    model = Network(build("mlp:1", 64, 3), device=CPU)
+    with pytest.raises(GuardFailed, match="smaller batch size"):
+        fit(model, rows, labels, sampling_rate=0.5, steps=1, batch_size=10**8, clip_norm=1.0)

@@ -30,6 +30,12 @@ from unlearn_runtime.stepper import Stepper
 #: Records whose clipped float32 gradients may be added in float32, before their sums are added in float64.
 _GROUP = 16
 
+#: The margin that sums in float32 may cost, and the one that any may: the clip norm must stay what it nearly is.
+_MARGIN, _LARGEST_MARGIN = 1e-3, 1e-2
+
+#: Far above where float32 loses relative precision.
+_SMALLEST_CLIP = 1e-20
+
 #: Numbers that are turned to float64 at once: few kernels are launched, and little memory is taken.
 _CHUNK = 2**24
 
@@ -77,13 +83,21 @@ def dp_sgd(
         raise GuardFailed(f"the model is not fit for DP-SGD: {errors[0]}.")
     set_mode(network.module, True)
     most = largest_batch(batch_size)
+    exact = sums_exactly(network.flat, most, clip_norm)
+    margin = clip_margin(network.size, most, exact=exact)
+    if margin > _LARGEST_MARGIN:
+        raise GuardFailed(
+            f"batches of {batch_size} records of {network.size} numbers are beyond what rounding is bounded for; plan"
+            " with a smaller batch size."
+        )
     with _by_record(network.module) as module:
         optimizer = _Optimizer(
             torch.optim.SGD([p for p in module.parameters() if p.requires_grad], lr=step_size),
             source=source,
             noise_std=noise_multiplier * clip_norm,
-            clip=clip_norm * (1.0 - clip_margin(network.size, most, exact=_sums_exactly(network.flat))),
+            clip=clip_norm * (1.0 - margin),
             divisor=batch_size,
+            exact=exact,
         )
         part_size = largest_part(network.size)
 
@@ -122,9 +136,12 @@ def largest_batch(batch_size: int) -> int:
     return math.ceil(batch_size + 10 * math.sqrt(batch_size) + 50)
 
 
-def _sums_exactly(numbers: torch.Tensor) -> bool:
-    """Whether clipped gradients are added in float64 throughout: where that costs little, or they are float64."""
-    return numbers.is_cuda or numbers.dtype == torch.float64
+def sums_exactly(numbers: torch.Tensor, most: int, clip_norm: float) -> bool:
+    """Whether clipped gradients are added in float64 throughout: where that costs little, where they are float64, and
+    where float32 would cost much of the clip or come near its smallest numbers.
+    """
+    dear = clip_margin(numbers.numel(), most, exact=False) > _MARGIN or clip_norm < _SMALLEST_CLIP
+    return numbers.is_cuda or numbers.dtype == torch.float64 or dear
 
 
 def clip_margin(size: int, most: int, *, exact: bool) -> float:
@@ -219,7 +236,14 @@ class _Optimizer(DPOptimizer):  # type: ignore[misc]
     """opacus's optimizer with clipping of our own, and noise of standard deviation noise_std from the source."""
 
     def __init__(
-        self, optimizer: torch.optim.Optimizer, *, source: GaussianSource, noise_std: float, clip: float, divisor: int
+        self,
+        optimizer: torch.optim.Optimizer,
+        *,
+        source: GaussianSource,
+        noise_std: float,
+        clip: float,
+        divisor: int,
+        exact: bool,
     ) -> None:
         super().__init__(
             optimizer,
@@ -229,7 +253,7 @@ class _Optimizer(DPOptimizer):  # type: ignore[misc]
             expected_batch_size=divisor,
             loss_reduction="mean",
         )
-        self._source, self._noise_std = source, noise_std
+        self._source, self._noise_std, self._exact = source, noise_std, exact
         self._noise = torch.empty(
             sum(p.numel() for p in self.params), dtype=torch.float64, device=self.params[0].device
         )
@@ -240,7 +264,6 @@ class _Optimizer(DPOptimizer):  # type: ignore[misc]
         count, device = len(samples[0]), samples[0].device
         squares = sum((_squares(found) for found in samples), torch.zeros(count, dtype=torch.float64, device=device))
         factors = (self.max_grad_norm / squares.sqrt_()).clamp_(max=1.0)
-        exact = _sums_exactly(samples[0])
         columns = max(1, _CHUNK // max(1, count))
         # Rounded to float32 they must not grow.
         rounded = factors.mul(1 - 2.0**-23).to(samples[0].dtype)
@@ -248,7 +271,7 @@ class _Optimizer(DPOptimizer):  # type: ignore[misc]
             if parameter.summed_grad is None:
                 parameter.summed_grad = torch.zeros(parameter.shape, dtype=torch.float64, device=device)
             total = parameter.summed_grad.view(-1)
-            if not exact:
+            if not self._exact:
                 for start in range(0, count, _GROUP):
                     group = slice(start, start + _GROUP)
                     total += rounded[group] @ found[group]
