@@ -11,8 +11,10 @@ from __future__ import annotations
 from typing import Any
 
 from rdp_calc.documents import digest
+from rdp_calc.plan import Plan
 from rdp_calc.requests import read_requests
 from rdp_calc.result import jsonable
+from rdp_calc.training import runs_network
 
 _DATA_CHECKS = (
     "run complete",
@@ -29,6 +31,16 @@ _NETWORK_CHECKS = (
 )
 _PROJECTED = ("projections within their norms", "rounding adds at most its share to mu", "weights finite")
 
+_RECOLLECTION = ("slots as learned", "no gradient clipped", "vectors as stored", "state kept apart from the release")
+_SOLVED = (
+    *("gradient norm within the tolerance", "residual of the solve within the plan"),
+    "state kept apart from the release",
+)
+_MEASURED = (
+    *("run complete", "data size, features and classes as planned", "forget set within the group size"),
+    *("model and buffers within the guards", "constants seen within the plan's"),
+)
+
 #: What a run checks before it may write a certificate; a certificate without one of them does not verify.
 RUN_CHECKS = {
     "langevin": (*_DATA_CHECKS, "rounding adds at most its share to mu", "weights finite"),
@@ -38,6 +50,9 @@ RUN_CHECKS = {
         *("rounding adds at most its share to mu", "weights finite"),
     ),
     "gradient-norm": (*_DATA_CHECKS, "gradient norm within the tolerance", "weights finite"),
+    "hessian-free": (*_DATA_CHECKS, *_RECOLLECTION, "rounding adds at most its share to mu", "weights finite"),
+    "newton": (*_DATA_CHECKS, *_SOLVED, "weights finite"),
+    "jackknife": (*_DATA_CHECKS, *_SOLVED, "weights finite"),
     "noisy-finetune": (*_NETWORK_CHECKS, *_PROJECTED),
     "blockwise-finetune": (*_NETWORK_CHECKS, "blocks partition every released number", *_PROJECTED),
     "model-clip": (*_NETWORK_CHECKS, *_PROJECTED),
@@ -53,17 +68,27 @@ RUN_CHECKS = {
     ),
 }
 
+#: The same for the second-order methods where they run a network, of which no constant is proved.
+NETWORK_CHECKS = {
+    "hessian-free": (*_MEASURED, *_RECOLLECTION, "weights finite"),
+    "newton": (*_MEASURED, *_SOLVED, "weights finite"),
+    "jackknife": (*_MEASURED, *_SOLVED, "weights finite"),
+}
+
 #: What a run for comparison may do that no bound covers; such a certificate has level none.
 DEVIATIONS = ("published-clip",)
 
 _OF_MU = "rounding adds at most its share to mu"
 
 
-def run_checks(method: str, deviation: str | None) -> tuple[str, ...]:
-    """What a run of ``method`` must have checked, nothing for a method that has no run; a run that deviates certifies
-    no mu that rounding could add to.
+def run_checks(plan: Plan, deviation: str | None) -> tuple[str, ...]:
+    """What a run of ``plan`` must have checked, nothing for a method that has no run; a run that deviates certifies no
+    mu that rounding could add to.
     """
-    return tuple(name for name in RUN_CHECKS.get(method, ()) if deviation is None or name != _OF_MU)
+    name, constants = plan.method.NAME, getattr(plan.method, "constants", None)
+    network = runs_network(name, None if constants is None else constants.loss, plan.training)
+    checks = NETWORK_CHECKS.get(name, ()) if network and name in NETWORK_CHECKS else RUN_CHECKS.get(name, ())
+    return tuple(check for check in checks if deviation is None or check != _OF_MU)
 
 
 OS_ENTROPY = "os-entropy"

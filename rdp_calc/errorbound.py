@@ -9,6 +9,7 @@ from typing import Any
 from flint import arb
 
 from rdp_calc.curvature import Curvature
+from rdp_calc.losses import Constants, proved_constants
 from rdp_calc.methods import Method
 from rdp_calc.problem import Assumption
 from rdp_calc.process import NoisyProcess, Phase
@@ -28,6 +29,20 @@ class Approximation(Method):
     BOUNDS = ("error-bound",)
     HAS_STEPS = False
     NEEDS_PREPARATION = True
+
+    @property
+    def constants(self) -> Constants | None:
+        """What the loss proves, for whoever runs its model; None where no loss is known."""
+        known = self.curvature
+        if known.loss is None:
+            return None
+        return proved_constants(
+            loss=known.loss,
+            l2=known.l2 or 0.0,
+            feature_norm=known.feature_norm or 0.0,
+            intercept=known.intercept,
+            huber_threshold=known.huber_threshold,
+        )
 
     @abstractmethod
     def error(self) -> arb:

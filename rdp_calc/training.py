@@ -25,6 +25,9 @@ SOLVERS = ("newton-cg", "lbfgs")
 
 BLOCKS = ("layers", "equal")
 
+#: Precisions in which per-record vectors are stored.
+STORES = ("float32", "float16", "float64")
+
 MAX_SIZE = 10**9
 MAX_EPOCHS = 10**6
 
@@ -102,8 +105,9 @@ class Training:
     model: logistic, softmax, mlp:256-128, cnn-small, or external. input_shape: what a row is reshaped to. trainable:
     patterns of the parameters that are trained and released under the guarantee, None for all. batch_size: minibatch of
     the noisy phase. momentum: of optimizer momentum. blocks: how numbers are split into blocks, by layers, in equal
-    parts, or one list of name patterns a block. learn, finetune: phases without noise, before and after. clip_norm and
-    step_size: of DP-SGD. solver: of gradient-norm.
+    parts, or one list of name patterns a block. learn, finetune: phases without noise, before and after. clip_norm: of
+    DP-SGD, and for hessian-free the norm of a batch's gradient at which a run stops. step_size: of DP-SGD. solver: of
+    gradient-norm, newton and jackknife. store: precision of the vectors that hessian-free keeps.
     """
 
     model: str = EXTERNAL
@@ -117,6 +121,7 @@ class Training:
     clip_norm: float | None = None
     step_size: float | None = None
     solver: str = "newton-cg"
+    store: str = "float32"
 
     def __post_init__(self) -> None:
         check_model(self.model)
@@ -140,6 +145,8 @@ class Training:
                 check_positive(name, getattr(self, name))
         if self.solver not in SOLVERS:
             raise InvalidInput(f"solver must be one of {', '.join(SOLVERS)}, got {self.solver!r}.")
+        if self.store not in STORES:
+            raise InvalidInput(f"store must be one of {', '.join(STORES)}, got {self.store!r}.")
         _as_floats(self, "momentum", "clip_norm", "step_size")
 
     def check_method(self, name: str) -> None:
@@ -152,9 +159,9 @@ class Training:
 
     def check_loss(self, name: str, loss: str | None) -> None:
         """Raise InvalidInput where the model of a method that has a loss is not the model of that loss."""
-        if name not in GLM_METHODS or self.model == EXTERNAL:
+        if name not in (*GLM_METHODS, *SECOND_ORDER) or self.model == EXTERNAL:
             return
-        if self.model not in GLM_MODELS or loss not in (None, self.model):
+        if loss not in (None, self.model) or (name in GLM_METHODS and self.model not in GLM_MODELS):
             raise InvalidInput(f"{name} with loss {loss} cannot have model {self.model!r}: the model is the loss.")
 
     def to_json(self, name: str) -> dict[str, Any]:
@@ -178,6 +185,7 @@ class Training:
             "clip_norm": "number",
             "step_size": "number",
             "solver": "text",
+            "store": "text",
         }
         values: dict[str, Any] = {}
         for key in block:
@@ -202,7 +210,7 @@ class Training:
         used = USED.get(name, ())
         flags = {option.name for option in training_options(name)}
         given = {key: value for key, value in values.items() if key in flags and value is not None}
-        if not used or (not given and name in GLM_METHODS):
+        if not used or (not given and name in (*GLM_METHODS, *SECOND_ORDER)):
             return None
         found: dict[str, Any] = {}
         for key, value in given.items():
@@ -225,6 +233,9 @@ _NETWORK = ("model", "input_shape", "trainable", "learn", "finetune")
 #: Methods whose objective the accounting knows: the model is the loss.
 GLM_METHODS = ("langevin", "noisy-sgd", "descent-to-delete", "gradient-norm")
 
+#: Methods that run the model of a known loss, or any network where their constants were typed.
+SECOND_ORDER = ("hessian-free", "newton", "jackknife")
+
 #: What each method's training block holds.
 USED: dict[str, tuple[str, ...]] = {
     "noisy-finetune": (*_NETWORK, "batch_size", "momentum"),
@@ -236,6 +247,9 @@ USED: dict[str, tuple[str, ...]] = {
     "noisy-sgd": ("model",),
     "descent-to-delete": ("model",),
     "gradient-norm": ("model", "solver"),
+    "hessian-free": ("model", "input_shape", "trainable", "store", "clip_norm"),
+    "newton": ("model", "input_shape", "trainable", "learn", "solver"),
+    "jackknife": ("model", "input_shape", "trainable", "learn", "solver"),
 }
 
 _ALL_OPTIONS = {
@@ -254,12 +268,33 @@ _ALL_OPTIONS = {
     "clip_norm": Option(name="clip_norm", kind="float", help="Norm each record's gradient is clipped to."),
     "step_size": Option(name="step_size", kind="float", help="Step size (learning rate)."),
     "solver": Option(name="solver", kind="choice", choices=SOLVERS, default="newton-cg", help="Optimiser."),
+    "store": Option(
+        name="store", kind="choice", choices=STORES, default="float32", help="Precision of the stored vectors."
+    ),
+}
+
+#: The same name, another meaning.
+_OF_METHOD = {
+    ("hessian-free", "clip_norm"): Option(
+        name="clip_norm",
+        kind="float",
+        help="Norm of a batch's gradient at which a run stops: nothing may be clipped.",
+    )
 }
 
 
 def training_options(name: str) -> tuple[Option, ...]:
     """The options from which ``Training.from_options`` reads the fields of method ``name``."""
-    return tuple(_ALL_OPTIONS[key] for key in USED.get(name, ()))
+    return tuple(_OF_METHOD.get((name, key), _ALL_OPTIONS[key]) for key in USED.get(name, ()))
+
+
+def runs_network(name: str, loss: str | None, training: Training | None) -> bool:
+    """Whether method ``name`` runs a torch network instead of the model of a loss that the accounting knows."""
+    if name in GLM_METHODS:
+        return False
+    if name in SECOND_ORDER:
+        return loss is None and (training is None or training.model not in GLM_MODELS)
+    return True
 
 
 def check_model(spec: str) -> None:

@@ -24,7 +24,7 @@ from rdp_calc.certificate import (
     released_group,
     run_checks,
 )
-from rdp_calc.errors import DataError, InvalidInput, RdpCalcError, VerificationFailed
+from rdp_calc.errors import DataError, RdpCalcError, VerificationFailed
 from rdp_calc.evidence import Evidence
 from rdp_calc.plan import PLAN_SCHEMA, Plan, guarantee, plan_from_json
 from rdp_calc.reals import at_most, ball, enclose, round_up
@@ -159,7 +159,7 @@ def _verify_certificate(document: dict[str, Any]) -> Report:
         deviates = documents.field(document, "executed.deviation", "text", optional=True) is not None
         level = "none" if seeded or deviates else report.claim_level
         checks.append(Check("level", claimed == level, f"claimed {claimed}, derived {level}"))
-    except (DataError, InvalidInput) as error:
+    except RdpCalcError as error:
         checks.append(Check("certificate fields", False, str(error)))
     return Report(
         kind="certificate",
@@ -210,7 +210,7 @@ def _certificate_checks(document: dict[str, Any], plan: dict[str, Any]) -> list[
         name = documents.field(entry, "name", "text")
         recorded[name] = documents.field(entry, "pass", "boolean") and recorded.get(name, True)
     deviation = documents.field(document, "executed.deviation", "text", optional=True)
-    needed = run_checks(documents.field(plan, "method", "text"), deviation)
+    needed = run_checks(plan_from_json(plan), deviation)
     if not needed:
         raise DataError(f"no run of method {plan['method']} can have been certified.")
     for name in (*needed, *(name for name in recorded if name not in needed)):
@@ -279,7 +279,7 @@ def _attempt(name: str, check: Callable[[Plan], str | None], plan: Plan) -> Chec
 
 
 def _constants(plan: Plan) -> str | None:
-    stored = getattr(plan.method, "constants", None) or getattr(plan.method, "curvature", None)
+    stored = getattr(plan.method, "curvature", None) or getattr(plan.method, "constants", None)
     if stored is None or stored.loss is None:
         return None
     problem: str | None = stored.unsafe()

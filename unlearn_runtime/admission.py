@@ -11,7 +11,9 @@ import numpy.typing as npt
 import torch
 
 from rdp_calc.certificate import RUN_CHECKS
+from rdp_calc.curvature import NAMES, Curvature, curvature_from
 from rdp_calc.documents import digest
+from rdp_calc.errorbound import Approximation
 from rdp_calc.errors import DataError, GuardFailed, InvalidInput, NotApplicable
 from rdp_calc.losses import CONSTANT_NAMES, Constants, proved_constants
 from rdp_calc.methods.blockwise_finetune import BlockwiseFinetune
@@ -19,7 +21,7 @@ from rdp_calc.methods.model_clip import ModelClip
 from rdp_calc.methods.noisy_finetune import NoisyFinetune
 from rdp_calc.plan import Plan, plan_from_json
 from rdp_calc.reals import at_most, ball
-from rdp_calc.training import EXTERNAL, GLM_METHODS, Training
+from rdp_calc.training import EXTERNAL, GLM_METHODS, GLM_MODELS, SECOND_ORDER, Training, runs_network
 from rdp_calc.verify import verify_document
 from unlearn_runtime.bindings import file_sha256, load_for_plan
 from unlearn_runtime.blocks import make_blocks
@@ -94,7 +96,7 @@ def admit(
         ids = problems.attempt(lambda: _forget_ids(plan, forget, len(dataset.y_train), learned))
     training = plan.training or Training()
     module = None
-    if plan.method.NAME not in GLM_METHODS and dataset is not None and classes is not None:
+    if trains_network(plan) and dataset is not None and classes is not None:
         features = dataset.x_train.shape[1] + plan.data.intercept
         found = problems.attempt(lambda: _module(training, model, features=features, classes=len(classes)))
         if found is not None and device is not None:
@@ -156,7 +158,14 @@ def trusted_plan(document: dict[str, Any]) -> Plan:
         raise NotApplicable(f"method {plan.method.NAME} is not executable; {', '.join(RUN_CHECKS)} are.")
     if plan.method.NAME in GLM_METHODS:
         plan = replace(plan, method=replace(plan.method, constants=_executable(plan)))  # type: ignore[type-var]
+    elif isinstance(plan.method, Approximation) and not trains_network(plan):
+        plan = replace(plan, method=replace(plan.method, curvature=_executable_curvature(plan)))
     return plan
+
+
+def trains_network(plan: Plan) -> bool:
+    """Whether the plan runs a torch network, and not the model of a loss that the accounting knows."""
+    return runs_network(plan.method.NAME, _loss(plan), plan.training)
 
 
 def _loss(plan: Plan) -> str | None:
@@ -189,6 +198,34 @@ def _executable(plan: Plan) -> Constants:
             raise GuardFailed(
                 f"model {plan.training.model} has {name} {have!r}, the plan was typed with {need!r}, which is better"
                 " than what is proved; plan with --loss."
+            )
+    return proved
+
+
+def _executable_curvature(plan: Plan) -> Curvature:
+    """The constants of a second-order method with the loss they belong to. Typed ones are believed only as far as the
+    loss has better ones; the Huber loss proves nothing of how its Hessian changes, so there the typed value stands.
+    """
+    assert isinstance(plan.method, Approximation)
+    typed = plan.method.curvature
+    model = typed.loss or (EXTERNAL if plan.training is None else plan.training.model)
+    l2 = typed.l2 if typed.l2 is not None else typed.strong_convexity
+    if model == "huber" and typed.loss is None:
+        raise GuardFailed("a Huber model has a threshold, so plan with --loss huber and --huber-threshold.")
+    if model not in GLM_MODELS or not l2 > 0:
+        raise GuardFailed("this plan names no regulariser, and a model without one is not run; plan with --l2.")
+    given: dict[str, Any] = {"loss": model, "l2": l2, "huber_threshold": typed.huber_threshold}
+    given |= {"feature_norm": plan.data.feature_norm, "intercept": plan.data.intercept}
+    if model == "huber":
+        given["hessian_lipschitz"] = typed.hessian_lipschitz
+    proved = curvature_from(given)
+    for name in NAMES:
+        have, need = getattr(proved, name), getattr(typed, name)
+        excess = (need, have) if name == "strong_convexity" else (have, need)
+        if not at_most(lambda pair=excess: ball(pair[0]) - ball(pair[1]), 0):  # type: ignore[misc]
+            raise GuardFailed(
+                f"model {model} has {name} {have!r}, the plan was typed with {need!r}, which is better than what is"
+                " proved; plan with --loss alone."
             )
     return proved
 
@@ -227,7 +264,7 @@ def _check_phase(plan: Plan, phase: str, *, forget: str | None, start: Path | No
 
 
 def _check_choices(plan: Plan, execution: Execution, *, phase: str, model: str | None, center: Path | None) -> None:
-    glm = plan.method.NAME in GLM_METHODS
+    glm = not trains_network(plan)
     if model is not None and glm:
         raise InvalidInput(f"{plan.method.NAME} runs the model of its plan and takes no --model.")
     wanted = plan.method.center if isinstance(plan.method, NoisyFinetune) else None
@@ -246,16 +283,27 @@ def _check_choices(plan: Plan, execution: Execution, *, phase: str, model: str |
         if block.clip_norm is None or block.step_size is None:
             raise GuardFailed("this dp-sgd plan has no clip norm or step size; plan with --clip-norm and --step-size.")
 
+    if plan.method.NAME in SECOND_ORDER and plan.training is not None:
+        _check_second_order(plan, plan.training)
     if execution.retrain is not None:
         if phase == "learn":
             raise InvalidInput("--retrain compares with an unlearned model; phase learn has none.")
         _check_reference(plan, execution.retrain)
 
 
+def _check_second_order(plan: Plan, training: Training) -> None:
+    name = plan.method.NAME
+    network, recipe = trains_network(plan), training.learn
+    if network and name != "hessian-free" and recipe is None:
+        raise GuardFailed(f"this {name} plan trains a network and has no training; plan with --learn.")
+    if not network and recipe is not None:
+        raise InvalidInput(f"{name} with a known loss is solved, not trained by a recipe; plan without --learn.")
+
+
 def _check_reference(plan: Plan, mode: str) -> None:
     """The references a method has: known before it runs for hours."""
     method, name = plan.method, plan.method.NAME
-    has = ["fresh"] if name == "dp-sgd" else ["fresh", "zeros"]
+    has = ["fresh"] if name in ("dp-sgd", *SECOND_ORDER) else ["fresh", "zeros"]
     if name in ANY_MODEL:
         if plan.training is None or plan.training.learn is None:
             raise InvalidInput(f"--retrain needs a {name} plan with --learn, the training that is repeated.")

@@ -291,6 +291,11 @@ class GlmJob(Job):
         chain = chain if exact or self.execution.dtype == "float64" else chain.float()
         return {"weight": chain[0].clone() if len(chain) == 1 else chain}
 
+    def chains(self, state: State) -> torch.Tensor:
+        """Every chain of what is published, float64 (R, C d): outputs one after another, as in the model file."""
+        model, published = self.records.full, _published(state)
+        return published.double().t().reshape(-1, model.outputs * model.features).cpu()
+
     def metrics(self, state: State) -> dict[str, Any]:
         """Accuracy and mean loss of every chain of what is published."""
         return self.records.metrics(_published(state))

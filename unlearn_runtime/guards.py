@@ -103,7 +103,7 @@ def module_problems(
     errors += [*_parameters(module, trainable), *_layers(module, method, trainable)]
     if not _lazy(module):
         errors += _storage(module, dtype, torch.device(device))
-        if method in PER_RECORD:
+        if method == "dp-sgd":
             errors += _per_record(module)
     errors += _shape(input_shape, features)
     # A model that is refused anyway need not run, and may not be able to.

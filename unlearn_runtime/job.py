@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -43,6 +44,18 @@ class Job(ABC):
     @abstractmethod
     def release(self, state: State) -> dict[str, torch.Tensor]:
         """The model that is published: ``model`` with the numbers that got noise rounded to a grid (``grid``)."""
+
+    @abstractmethod
+    def chains(self, state: State) -> torch.Tensor:
+        """What every chain of ``state`` would publish, float64 (R, p) on the CPU: a model a row, numbers in the order
+        of the model file, of a network those that are trained.
+        """
+
+    def store(self, private: Path) -> dict[str, Any]:
+        """Write what later requests need beside the state into the folder ``private`` of a learning run; what is
+        returned goes into its record.
+        """
+        return {}
 
     @abstractmethod
     def metrics(self, state: State) -> dict[str, Any]:

@@ -148,6 +148,9 @@ class NetworkJob(Job):
                 raise GuardFailed(f"tensor {name} is not finite and cannot be released; plan with a smaller step size.")
         return released
 
+    def chains(self, state: State) -> torch.Tensor:
+        return state.get("released", state["weights"]).double().cpu()
+
     @property
     def _last_noise_std(self) -> float:
         """What a step adds to each parameter; DP-SGD's plan counts in clip norms of summed gradients."""

@@ -15,15 +15,16 @@ import torch
 from torch.nn.modules.dropout import _DropoutNd
 
 from rdp_calc.errors import GuardFailed, RdpCalcError
+from rdp_calc.training import SECOND_ORDER
 from unlearn_runtime.hidden_state import changed_names, hidden_state
 from unlearn_runtime.network import set_mode, some_names
 from unlearn_runtime.record_isolation import close, forward, gradient_problem, mixes
 
 #: Methods whose bound is about one fixed smooth objective.
-FIXED_OBJECTIVE = ("langevin", "noisy-sgd", "descent-to-delete", "gradient-norm")
+FIXED_OBJECTIVE = ("langevin", "noisy-sgd", "descent-to-delete", "gradient-norm", *SECOND_ORDER)
 
-#: Methods that bound what each record contributes to a step.
-PER_RECORD = ("dp-sgd",)
+#: Methods that bound, or compute, what each record contributes to a step.
+PER_RECORD = ("dp-sgd", *SECOND_ORDER)
 
 _ROWS = 3
 
@@ -106,7 +107,7 @@ def rehearse(
                         f"the model mixes the records of a batch: a row's output depends on the other rows; {method} "
                         "needs a gradient for each record. Use layers that treat every row by itself."
                     )
-                elif problem := gradient_problem(subject, shape, random=random):
+                elif method == "dp-sgd" and (problem := gradient_problem(subject, shape, random=random)):
                     yield GuardFailed(f"{problem}.")
             except Exception as error:  # a module of somebody else, or opacus on it, may fail in any way
                 yield GuardFailed(f"the model cannot be tried out in batches for {method}: {_reason(error)}.")

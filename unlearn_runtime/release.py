@@ -29,6 +29,9 @@ from unlearn_runtime.noise import SEEDED, GaussianSource
 
 AUDIT_SCHEMA = "rdp-calc/audit-record/1"
 
+#: Models before, after and retrained, all chains; written where there are several or there is a reference.
+CHAINS = "private/chains.safetensors"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Release:
@@ -46,10 +49,12 @@ class Release:
         with new_folder(self.output) as folder:
             private = _private_folder(folder)
             _save_model(self.job.model(state), folder / "model.safetensors", private=True)
-            self._keep(folder, state, requests_done=0, removed=[])
+            self._keep(folder, state, requests_done=0, removed=[], stored=self.job.store(private))
             _write_private(private / "metrics.json", metrics)
 
-    def unlearned(self, before: State, after: State, metrics: dict[str, Any]) -> dict[str, Any]:
+    def unlearned(
+        self, before: State, after: State, retrained: State | None, metrics: dict[str, Any]
+    ) -> dict[str, Any]:
         """The released model, its certificate, and the private records. Returns the certificate."""
         admitted, ids = self.admitted, self.admitted.ids
         assert ids is not None
@@ -58,6 +63,10 @@ class Release:
             private = _private_folder(folder)
             _save_model(_finite(self.job.release(after)), folder / "model.safetensors")
             _save_model(self.job.model(before, exact=True), private / "before.safetensors", private=True)
+            if retrained is not None or self.execution.chains > 1:
+                states = {"before": before, "after": after, "retrained": retrained}
+                kept = {name: self.job.chains(state) for name, state in states.items() if state is not None}
+                _save_model(kept, folder / CHAINS, private=True)
             certificate = self._certificate(folder, key)
             (folder / "certificate.json").write_text(pretty(certificate), encoding="utf-8")
             audit = {
@@ -80,7 +89,15 @@ class Release:
             admitted.start.note_release(certificate["digest"])
         return certificate
 
-    def _keep(self, folder: Path, state: State, *, requests_done: int, removed: list[int]) -> None:
+    def _keep(
+        self,
+        folder: Path,
+        state: State,
+        *,
+        requests_done: int,
+        removed: list[int],
+        stored: dict[str, Any] | None = None,
+    ) -> None:
         """The state and the record with which a later request of the same plan goes on."""
         key = secrets.token_bytes(32)
         path = folder / STATE
@@ -99,6 +116,7 @@ class Release:
             "state_sha256": file_sha256(path),
             "requests_done": requests_done,
             "removed_ids": removed,
+            "stored": stored or {},
             **self._environment(),
         }
         _write_private(folder / RECORD, record)
@@ -144,7 +162,7 @@ class Release:
                 "model_before": file_fingerprint(key, folder / "private" / "before.safetensors"),
             },
             model_sha256=file_sha256(folder / "model.safetensors"),
-            checks=[{"name": name, "pass": True} for name in run_checks(plan.method.NAME, deviation)],
+            checks=[{"name": name, "pass": True} for name in run_checks(plan, deviation)],
             versions={
                 "rdp-calc": rdp_calc.__version__,
                 "torch": torch.__version__,

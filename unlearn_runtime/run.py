@@ -17,7 +17,8 @@ import numpy as np
 import torch
 
 from rdp_calc.errors import InvalidInput
-from rdp_calc.training import GLM_METHODS
+from rdp_calc.methods.hessian_free import HessianFree
+from rdp_calc.training import GLM_METHODS, SECOND_ORDER
 from unlearn_runtime.admission import Admitted, admit
 from unlearn_runtime.bindings import (
     data_fingerprint,
@@ -55,11 +56,13 @@ def run_plan(
     model: str | None = None,
     center: Path | None = None,
     progress: Progress | None = None,
+    announce: Callable[[str], None] | None = None,
 ) -> dict[str, Any]:
     """Carry out a plan document and write the folder ``output``; returns a summary (schema rdp-calc/run/1).
 
     ``model`` names the code of a model the plan calls external, ``center`` the public weights that a plan takes norms
-    around. Started by torchrun, every process calls this with the same arguments; the first one writes.
+    around. Started by torchrun, every process calls this with the same arguments; the first one writes. ``announce`` is
+    told beforehand of what takes much room or time.
 
     Raises DataError (plan digest, data, ids, learning record), GuardFailed (what the runtime cannot enforce),
     NotApplicable (method not executable), InvalidInput (arguments that do not go together); one error lists all that is
@@ -80,7 +83,7 @@ def run_plan(
     with ExitStack() as opened, torch.no_grad(), _memory_named(execution):
         world = World.join(admitted.device)
         opened.callback(world.leave)
-        if world.size > 1 and admitted.plan.method.NAME in GLM_METHODS:
+        if world.size > 1 and admitted.plan.method.NAME in (*GLM_METHODS, *SECOND_ORDER):
             raise InvalidInput(f"{admitted.plan.method.NAME} runs in one process; start it without torchrun.")
         source = GaussianSource(
             world.device,
@@ -93,7 +96,7 @@ def run_plan(
             mine = _binding(admitted, execution, world.entropy, phase=phase, model=model, source=source, world=world)
             world.check_same(json.dumps(mine, sort_keys=True).encode())
         stepper = _stepper(admitted, execution, source, world, opened, phase=phase, progress=progress, model=model)
-        job = _job(admitted, execution, source, stepper, world)
+        job = _job(admitted, execution, source, stepper, world, announce or _silent)
         check_tails(admitted.plan, source, job.size)
         release = Release(admitted=admitted, job=job, execution=execution, source=source, data=data, output=output)
         return _carry_out(phase, release, stepper, world)
@@ -122,11 +125,41 @@ def _carry_out(phase: str, release: Release, stepper: Stepper, world: World) -> 
     if world.first and after is None:
         release.learned(before, metrics)
     elif world.first and after is not None:
-        level = release.unlearned(before, after, metrics)["claim"]["level"]
+        level = release.unlearned(before, after, retrained, metrics)["claim"]["level"]
     return {**_summary(phase, release, world, metrics, level), "earlier_releases": len(earlier)}
 
 
-def _job(admitted: Admitted, execution: Execution, source: GaussianSource, stepper: Stepper, world: World) -> Job:
+def _silent(text: str) -> None:
+    pass
+
+
+def _job(
+    admitted: Admitted,
+    execution: Execution,
+    source: GaussianSource,
+    stepper: Stepper,
+    world: World,
+    announce: Callable[[str], None],
+) -> Job:
+    if admitted.plan.method.NAME in SECOND_ORDER:
+        if isinstance(admitted.plan.method, HessianFree):
+            from unlearn_runtime.hessian_free_job import make
+        else:
+            from unlearn_runtime.newton_job import make
+        return make(
+            admitted.plan,
+            admitted.dataset,
+            ids=admitted.ids,
+            gone=admitted.gone,
+            module=admitted.module,
+            training=admitted.training,
+            execution=execution,
+            device=world.device,
+            source=source,
+            stepper=stepper,
+            announce=announce,
+            start_folder=None if admitted.start is None else admitted.start.folder,
+        )
     if admitted.module is None:
         return GlmJob(
             admitted.plan,

@@ -17,7 +17,7 @@ from rdp_calc.errors import DataError, InvalidInput
 from rdp_calc.methods import Method
 from rdp_calc.options import Option, read_float
 from rdp_calc.plan import PLAN_SCHEMA, PREPROCESS, DataSpec, plan_from_json, plan_from_result
-from rdp_calc.training import GLM_METHODS, GLM_MODELS, Training, training_options
+from rdp_calc.training import GLM_METHODS, GLM_MODELS, SECOND_ORDER, Training, training_options
 
 _DATA_OPTIONS = (
     Option(name="data", kind="text", help="Data to plan for: size, features and classes are read from it."),
@@ -83,6 +83,8 @@ def _training(name: str, values: dict[str, Any]) -> Training | None:
             raise InvalidInput(f"--model {model} needs --loss {model}, got {values['loss']}.")
         if values.get("loss") == model:
             values = {**values, "model": None}
+    if name in SECOND_ORDER and model is not None and values.get("loss") == model:
+        values = {**values, "model": None}
     return Training.from_options(name, values)
 
 

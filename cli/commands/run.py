@@ -102,6 +102,7 @@ def run(
         model=model,
         center=center,
         progress=None if quiet else progress_bar,
+        announce=None if quiet else _announce,
     )
     if summary["process"] != 0:
         # Started by torchrun: the first process speaks for all.
@@ -118,6 +119,10 @@ def run(
         print(output)
     else:
         show_run(summary)
+
+
+def _announce(text: str) -> None:
+    print(text, file=sys.stderr)
 
 
 def load_runtime() -> ModuleType:

@@ -1,8 +1,8 @@
 """Infinitesimal jackknife: a Newton step with the Hessian of the full objective, computed before any request.
 
-Zero-out adjacency only. Besides the error of the Newton step it leaves (S L1/(m n)) (M S/(m n)) + rho/m, S the
-forgotten records of n and L1 the smoothness of one record's loss (Giordano et al. 2019, arXiv:1806.00550;
-Suriyakumar-Wilson 2022, arXiv:2207.04806; accounting: ``docs/theory/error-bound.md``).
+Zero-out adjacency only. Besides the error of the Newton step it leaves ((S L1/n) (M S/n)/(m + lambda) + rho)/(m +
+lambda), S the forgotten records of n, L1 the smoothness of one record's loss, lambda the damping (Giordano et al. 2019,
+arXiv:1806.00550; Suriyakumar-Wilson 2022, arXiv:2207.04806; accounting: ``docs/theory/error-bound.md``).
 """
 
 from __future__ import annotations
@@ -36,10 +36,10 @@ class Jackknife(Newton):
         super().__post_init__()
 
     def error(self) -> arb:
-        m, n = ball(self.curvature.strong_convexity), self.dataset_size
-        share = arb(self.group_size) / (m * n)
+        damped = ball(self.curvature.strong_convexity) + ball(self.damping)
+        share = arb(self.group_size) / (damped * self.dataset_size)
         wrong_hessian = share * self.curvature.record_smoothness * share * ball(self.curvature.lipschitz)
-        return super().error() + wrong_hessian + ball(self.tolerance) / m
+        return super().error() + wrong_hessian + ball(self.tolerance) / damped
 
     @property
     def cost(self) -> int:

@@ -1,7 +1,8 @@
 """Newton unlearning: one Newton step on the retained objective, then noise that covers the error of the step.
 
-w - H_retained^{-1} grad F_retained(w). Trained to ||grad F(w)|| <= rho, with linear-solve residual r and a reference
-trained to rho_R, the error is at most (L2/(2 m)) ((gap + rho)/m)^2 + (r + rho_R)/m, gap = 2 M S/n (M S/n for zero-out).
+w - (H_retained + lambda I)^{-1} grad F_retained(w), lambda >= 0 the damping. Trained to ||grad F(w)|| <= rho, with
+linear-solve residual r and a reference trained to rho_R, the error is at most ((L2/2) D^2 + lambda D + r)/(m + lambda)
++ rho_R/m with D = (gap + rho)/m, gap = 2 M S/n (M S/n for zero-out).
 (Guo-Goldstein-Hannun-van der Maaten 2020, arXiv:1911.03030; Sekhari-Acharya-Kamath-Suresh 2021, arXiv:2103.03279;
 accounting: ``docs/theory/error-bound.md``.)
 """
@@ -25,16 +26,20 @@ TOLERANCE_OPTIONS = (
     Option(name="tolerance", kind="float", help="Gradient norm rho reached by training."),
     Option(name="residual", kind="float", default="0", help="Norm r of the residual of the linear solve."),
     Option(name="reference_tolerance", kind="float", help="Gradient norm of the reference (default --tolerance)."),
+    Option(name="damping", kind="float", default="0", help="Added to the Hessian's diagonal in the step."),
 )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Newton(Approximation):
-    """tolerance rho, residual r, reference_tolerance rho_R, all gradient norms in loss / parameter."""
+    """tolerance rho, residual r, reference_tolerance rho_R, all gradient norms in loss / parameter; damping lambda in
+    loss / parameter^2.
+    """
 
     tolerance: float
     residual: float
     reference_tolerance: float
+    damping: float = 0.0
 
     NAME = "newton"
     SUMMARY = "One Newton step on the retained data, then noise; strongly convex."
@@ -44,7 +49,7 @@ class Newton(Approximation):
     def __post_init__(self) -> None:
         check_sizes(dataset_size=self.dataset_size, group_size=self.group_size, adjacency=self.adjacency)
         check_positive("strong_convexity", self.curvature.strong_convexity)
-        for name in ("tolerance", "residual", "reference_tolerance"):
+        for name in ("tolerance", "residual", "reference_tolerance", "damping"):
             check_not_negative(name, getattr(self, name))
 
     @classmethod
@@ -61,6 +66,7 @@ class Newton(Approximation):
             "tolerance": tolerance,
             "residual": 0.0 if values.get("residual") is None else values["residual"],
             "reference_tolerance": tolerance if reference is None else reference,
+            "damping": 0.0 if values.get("damping") is None else values["damping"],
         }
 
     @classmethod
@@ -79,9 +85,11 @@ class Newton(Approximation):
         )
 
     def error(self) -> arb:
-        m, rho = ball(self.curvature.strong_convexity), ball(self.tolerance)
-        step = ball(self.curvature.hessian_lipschitz) / (2 * m) * ((self.gap() + rho) / m) ** 2
-        return step + (ball(self.residual) + ball(self.reference_tolerance)) / m
+        m, damping = ball(self.curvature.strong_convexity), ball(self.damping)
+        distance = (self.gap() + ball(self.tolerance)) / m
+        curved = ball(self.curvature.hessian_lipschitz) / 2 * distance**2
+        step = (curved + damping * distance + ball(self.residual)) / (m + damping)
+        return step + ball(self.reference_tolerance) / m
 
     @property
     def cost(self) -> int:
@@ -107,7 +115,9 @@ class Newton(Approximation):
         return {**super().problem(), **self._tolerances()}
 
     def _tolerances(self) -> dict[str, float]:
-        return {name: getattr(self, name) for name in ("tolerance", "residual", "reference_tolerance")}
+        found = {name: getattr(self, name) for name in ("tolerance", "residual", "reference_tolerance")}
+        # Shown only where there is one, so that older plans read the same.
+        return {**found, "damping": self.damping} if self.damping else found
 
     def to_plan(self) -> tuple[dict[str, Any], dict[str, Any]]:
         return self.problem_of_plan(), self._tolerances()
@@ -122,6 +132,7 @@ class Newton(Approximation):
             tolerance=field(document, "parameters.tolerance", "number"),
             residual=field(document, "parameters.residual", "number"),
             reference_tolerance=field(document, "parameters.reference_tolerance", "number"),
+            damping=field(document, "parameters.damping", "number", optional=True) or 0.0,
         )
 
 
