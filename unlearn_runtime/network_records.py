@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from rdp_calc.plan import Plan
+from rdp_calc.plan import DataSpec, Plan
 from unlearn_runtime.data import Dataset, encode_labels, preprocess
 from unlearn_runtime.network import Network, set_mode
 from unlearn_runtime.records import check_data
@@ -53,37 +53,45 @@ def prepare_network_records(plan: Plan, dataset: Dataset, ids: Array | None, *, 
 
     Raises DataError or GuardFailed for data that do not fit the plan or the model.
     """
-    classes = check_data(plan, dataset)
+    full, test = labelled_records(plan.data, check_data(plan, dataset), dataset, network=network)
+    retained = forgotten = None
+    if ids is not None:
+        kept = torch.ones(len(full.rows), dtype=torch.bool, device=network.device)
+        kept[torch.from_numpy(ids).to(network.device)] = False
+        retained = NetworkRecords(full.rows[kept], full.labels[kept])
+        forgotten = NetworkRecords(full.rows[~kept], full.labels[~kept])
+    return Split(full, retained, forgotten, test)
+
+
+def labelled_records(
+    spec: DataSpec, classes: tuple[str, ...], dataset: Dataset, *, network: Network
+) -> tuple[NetworkRecords, NetworkRecords | None]:
+    """All training records in their order, and the test records or None, preprocessed as ``spec`` says."""
     numpy_dtype = np.float64 if network.dtype == torch.float64 else np.float32
 
     def rows_of(x: Array, feature_norm: float) -> torch.Tensor:
         prepared = preprocess(
             x,
-            mode=plan.data.preprocess,
+            mode=spec.preprocess,
             feature_norm=feature_norm,
-            center=plan.data.center,
-            intercept=plan.data.intercept,
+            center=spec.center,
+            intercept=spec.intercept,
             dtype=numpy_dtype,
         )
         return torch.from_numpy(prepared).to(network.device)
 
-    rows = rows_of(dataset.x_train, plan.data.feature_norm)
+    rows = rows_of(dataset.x_train, spec.feature_norm)
     loss = "logistic" if _outputs(network, rows[:1]) == 1 else "softmax"
 
     def labels_of(y: Array) -> torch.Tensor:
         return torch.from_numpy(encode_labels(y, classes, loss=loss)).to(network.device)
 
     full = NetworkRecords(rows, labels_of(dataset.y_train))
-    retained = forgotten = test = None
-    if ids is not None:
-        kept = torch.ones(len(rows), dtype=torch.bool, device=network.device)
-        kept[torch.from_numpy(ids).to(network.device)] = False
-        retained = NetworkRecords(rows[kept], full.labels[kept])
-        forgotten = NetworkRecords(rows[~kept], full.labels[~kept])
+    test = None
     if dataset.x_test is not None and dataset.y_test is not None and len(dataset.y_test):
-        norm = _ANY_NORM if plan.data.preprocess == "none" else plan.data.feature_norm
+        norm = _ANY_NORM if spec.preprocess == "none" else spec.feature_norm
         test = NetworkRecords(rows_of(dataset.x_test, norm), labels_of(dataset.y_test))
-    return Split(full, retained, forgotten, test)
+    return full, test
 
 
 def _outputs(network: Network, row: torch.Tensor) -> int:

@@ -6,12 +6,14 @@ It learns the model to start from, the reference to compare with, and fine-tunes
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 
 from rdp_calc.errors import GuardFailed
 from rdp_calc.training import Recipe
 from unlearn_runtime.batches import Batches
+from unlearn_runtime.checkpoint import State
 from unlearn_runtime.network import Network
 from unlearn_runtime.noise import GaussianSource
 from unlearn_runtime.stepper import Stepper
@@ -36,22 +38,43 @@ def train(
     ``source``. Raises GuardFailed where the numbers end up not finite.
     """
     batches = Batches(len(rows), recipe.batch_size, source=source, device=network.device)
+
+    def gradient(t: int) -> tuple[torch.Tensor, torch.Tensor]:
+        chosen = batches(t)
+        return network.gradient(rows[chosen], labels[chosen])
+
     steps = batches.steps(recipe.epochs)
+    descend(network, gradient, recipe, steps, memory={"order": batches.order}, stepper=stepper, name=name)
+
+
+def descend(
+    network: Network,
+    gradient: Callable[[int], tuple[torch.Tensor, torch.Tensor]],
+    recipe: Recipe,
+    steps: int,
+    *,
+    memory: State,
+    stepper: Stepper,
+    name: str,
+) -> None:
+    """The recipe's loop with any direction: ``gradient(t)`` gives what step t goes against, (p,), and a loss to show.
+
+    ``memory``: tensors that ``gradient`` keeps from one step to the next. Raises GuardFailed as ``train``.
+    """
     weights, velocity = network.flat, torch.zeros_like(network.flat)
 
     def step(t: int) -> torch.Tensor:
-        chosen = batches(t)
-        gradient, loss = network.gradient(rows[chosen], labels[chosen])
+        found, loss = gradient(t)
         size = step_size(recipe, t, steps)
-        direction = gradient
+        direction = found
         if recipe.momentum:
-            direction = velocity.mul_(recipe.momentum).add_(gradient)
+            direction = velocity.mul_(recipe.momentum).add_(found)
         if recipe.weight_decay:
             weights.mul_(1.0 - size * recipe.weight_decay)
         weights.sub_(direction, alpha=size)
         return loss
 
-    stepper.run(name, steps, {"weights": weights, "velocity": velocity, "order": batches.order}, step)
+    stepper.run(name, steps, {"weights": weights, "velocity": velocity, **memory}, step)
     if not bool(torch.isfinite(weights).all()):
         raise GuardFailed(f"training ({name}) diverged: the weights are not finite; use a smaller step size.")
 
