@@ -10,11 +10,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from rdp_calc.certificate import RUN_CHECKS
 from rdp_calc.curvature import NAMES, Curvature, curvature_from
 from rdp_calc.documents import digest
 from rdp_calc.errorbound import Approximation
-from rdp_calc.errors import DataError, GuardFailed, InvalidInput, NotApplicable
+from rdp_calc.errors import DataError, GuardFailed, InvalidInput
 from rdp_calc.losses import CONSTANT_NAMES, Constants, proved_constants
 from rdp_calc.methods.blockwise_finetune import BlockwiseFinetune
 from rdp_calc.methods.model_clip import ModelClip
@@ -142,8 +141,7 @@ def admit(
 def trusted_plan(document: dict[str, Any]) -> Plan:
     """The plan, after its digest and its claim were proved again; its constants are those of the model that runs.
 
-    Raises DataError for a wrong digest or a certificate, GuardFailed where the claim does not hold, NotApplicable for a
-    method that has no execution.
+    Raises DataError for a wrong digest or a certificate, GuardFailed where the claim does not hold.
     """
     if document.get("digest") != digest(document):
         raise DataError("plan digest is wrong: the plan was changed after it was written; make a new one.")
@@ -154,8 +152,6 @@ def trusted_plan(document: dict[str, Any]) -> Plan:
         if not check.passed:
             raise GuardFailed(f"the plan does not prove its claim: check {check.name}: {check.detail}")
     plan = plan_from_json(document)
-    if plan.method.NAME not in RUN_CHECKS:
-        raise NotApplicable(f"method {plan.method.NAME} is not executable; {', '.join(RUN_CHECKS)} are.")
     if plan.method.NAME in GLM_METHODS:
         plan = replace(plan, method=replace(plan.method, constants=_executable(plan)))  # type: ignore[type-var]
     elif isinstance(plan.method, Approximation) and not trains_network(plan):

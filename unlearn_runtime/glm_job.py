@@ -20,6 +20,7 @@ from rdp_calc.descent import Descent
 from rdp_calc.errors import DataError, InvalidInput
 from rdp_calc.methods.descent_to_delete import DescentToDelete
 from rdp_calc.methods.gradient_norm import GradientNorm
+from rdp_calc.methods.newton import Newton
 from rdp_calc.methods.noisy_sgd import NoisySgd
 from rdp_calc.plan import Plan, init_std
 from unlearn_runtime.algorithms.descent_to_delete import keeping, published
@@ -68,9 +69,9 @@ class GlmJob(Job):
         self.solved: Solution | None = None
         self._slotted: SlottedBatches | None = None
         clip = execution.published_clip
-        if isinstance(plan.method, GradientNorm):
+        if isinstance(plan.method, GradientNorm | Newton):
             if execution.dtype == "float32":
-                raise InvalidInput("gradient-norm solves in float64; leave --dtype out.")
+                raise InvalidInput(f"{plan.method.NAME} solves in float64; leave --dtype out.")
             self.guard = RoundingGuard(limit=math.inf, step_size=1.0)
             self.records = prepare_records(plan, dataset, ids, device=device, dtype=torch.float64, gone=gone)
             return
@@ -294,7 +295,7 @@ class GlmJob(Job):
     def chains(self, state: State) -> torch.Tensor:
         """Every chain of what is published, float64 (R, C d): outputs one after another, as in the model file."""
         model, published = self.records.full, _published(state)
-        return published.double().t().reshape(-1, model.outputs * model.features).cpu()
+        return published.double().t().reshape(-1, model.outputs * model.features).contiguous().cpu()
 
     def metrics(self, state: State) -> dict[str, Any]:
         """Accuracy and mean loss of every chain of what is published."""

@@ -149,7 +149,7 @@ class NetworkJob(Job):
         return released
 
     def chains(self, state: State) -> torch.Tensor:
-        return state.get("released", state["weights"]).double().cpu()
+        return state.get("released", state["weights"]).double().contiguous().cpu()
 
     @property
     def _last_noise_std(self) -> float:

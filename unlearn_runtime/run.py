@@ -65,8 +65,7 @@ def run_plan(
     told beforehand of what takes much room or time.
 
     Raises DataError (plan digest, data, ids, learning record), GuardFailed (what the runtime cannot enforce),
-    NotApplicable (method not executable), InvalidInput (arguments that do not go together); one error lists all that is
-    wrong. Nothing is left behind.
+    InvalidInput (arguments that do not go together); one error lists all that is wrong. Nothing is left behind.
     """
     execution = execution or Execution()
     admitted = admit(

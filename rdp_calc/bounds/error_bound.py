@@ -15,8 +15,8 @@ class ErrorBound(GaussianBound):
     """If the unlearned model is within e of the one that training without the forgotten records would have given,
     publishing it with noise N(0, noise_std^2 I), as the reference is, is (e / noise_std)-GDP. e is
 
-        newton        (L2/(2 m)) ((gap + rho)/m)^2 + (r + rho_R)/m
-        jackknife     the same, plus (S L1/(m n)) (M S/(m n)) + rho/m
+        newton        ((L2/2) D^2 + lambda D + r)/(m + lambda) + rho_R/m, D = (gap + rho)/m, lambda the damping
+        jackknife     the same, plus ((S L1/n) (M S/n)/(m + lambda) + rho)/(m + lambda)
         hessian-free  e_N of e_(t+1) = c_t e_t + eta_t [(L2/2) D_t^2 + (S_t/b) L1 D_t],
                       D_(t+1) = c_t D_t + eta_t S_t M/b, at the worst position of the forgotten records.
 

@@ -59,6 +59,15 @@ def delta(*, epsilon: float, mu: float) -> float:
     return min(round_up(enclose(lambda: delta_enclosure(epsilon, mu))), 1.0)
 
 
+def advantage(*, mu: float) -> float:
+    """The largest TPR - FPR of any test between two laws that are mu-GDP apart, 2 Phi(mu/2) - 1, rounded up.
+
+    It is their total variation, delta(0; mu). Valid for finite mu >= 0, in [0, 1]. Raises InvalidInput otherwise.
+    (Dong-Roth-Su 2019, arXiv:1905.02383, Corollary 1 at epsilon = 0.)
+    """
+    return delta(epsilon=0.0, mu=mu)
+
+
 def epsilon(*, delta: float, mu: float) -> float:
     """The smallest epsilon >= 0 at which mu-GDP implies (epsilon, delta)-DP, rounded up; 0 only where 0 is proved.
 

@@ -16,8 +16,9 @@ from collections.abc import Iterator
 
 from flint import arb
 
-from rdp_calc.profiles.gaussian import delta_enclosure, log_delta
-from rdp_calc.reals import Real, ball
+from rdp_calc.errors import InvalidInput
+from rdp_calc.profiles.gaussian import check_epsilon, delta_enclosure, log_delta
+from rdp_calc.reals import Real, ball, enclose, round_up
 
 EXACT_STEPS = 10_000
 
@@ -36,6 +37,22 @@ def contract(start: arb, epsilon: float, ratio: Real, steps: int) -> arb:
         factor = delta_enclosure((excess / delta).log1p(), r)
         delta *= factor if count == 1 else factor**count
     return delta
+
+
+def advantage(*, epsilon: float, delta: float) -> float:
+    """The largest TPR - FPR of any test between two laws that are (epsilon, delta)-indistinguishable in both
+    directions, (e^epsilon - 1 + 2 delta) / (e^epsilon + 1), rounded up.
+
+    Where TPR <= e^epsilon FPR + delta meets 1 - FPR <= e^epsilon (1 - TPR) + delta. Valid for finite epsilon >= 0 and
+    delta in [0, 1]; in [0, 1]. Raises InvalidInput otherwise. (Kairouz-Oh-Viswanath 2015, arXiv:1311.0776,
+    section 2.)
+    """
+    check_epsilon(epsilon, allow_zero=True)
+    if not 0 <= delta <= 1:
+        raise InvalidInput(f"delta must be in [0, 1], got {delta!r}.")
+    # 1 - 2 (1 - delta)/(e^epsilon + 1): one exponential, and no quotient of two large ones.
+    found = enclose(lambda: 1 - 2 * (1 - ball(delta)) / (ball(epsilon).exp() + 1))
+    return min(round_up(found), 1.0)
 
 
 def log_contract(log_start: float, epsilon: float, ratio: float, steps: int) -> float:

@@ -194,8 +194,8 @@ class Papers:
 
     def certificate(self, plan: Document, **changes: Any) -> Document:
         executed = {
-            "learn_steps": plan["parameters"]["executed_learn_steps"],
-            "unlearn_steps": plan["parameters"]["unlearn_steps"],
+            "learn_steps": plan["parameters"].get("executed_learn_steps"),
+            "unlearn_steps": plan["parameters"].get("unlearn_steps"),
             "noise_std": plan["parameters"]["noise_std"],
             "released_chain": 0,
             "random_source": "os-entropy",

@@ -726,13 +726,15 @@ class Logistic:
 
 @pytest.mark.parametrize("adjacency", ["remove", "zero-out"])
 @pytest.mark.parametrize("group", [1, 3])
-def test_newton_and_jackknife_errors(adjacency: str, group: int) -> None:
+@pytest.mark.parametrize("damping", [0.0, 0.01, 1.0])
+def test_newton_and_jackknife_errors(adjacency: str, group: int, damping: float) -> None:
     rng, size, l2, offset = np.random.default_rng(5), 30, 0.125, 1e-3
     data = Logistic(rng, size, 4, l2)
     everyone = np.ones(size)
     w = data.optimum(everyone, size) + rng.normal(size=4) * offset
     rho = float(np.linalg.norm(data.gradient(w, everyone, size))) * (1 + 1e-9)
     common = {"dataset_size": size, "group_size": group, "adjacency": adjacency, "loss": "logistic", "l2": l2}
+    common["damping"], damped = damping, damping * np.eye(4)
     newton = float(build("newton", **common, tolerance=rho, reference_tolerance=1e-12).error().lower())
     worst = wrong = 0.0
     for first in range(0, size - group, 3):
@@ -740,29 +742,34 @@ def test_newton_and_jackknife_errors(adjacency: str, group: int) -> None:
         kept[first : first + group] = 0
         divisor = size - group if adjacency == "remove" else size
         reference = data.optimum(kept, divisor)
-        step = np.linalg.solve(data.hessian(w, kept, divisor), data.gradient(w, kept, divisor))
+        step = np.linalg.solve(data.hessian(w, kept, divisor) + damped, data.gradient(w, kept, divisor))
         worst = max(worst, float(np.linalg.norm(w - step - reference)))
         if adjacency == "zero-out":
             removed = (data.record_gradients(w) * (1 - kept)[:, None]).sum(axis=0) / size
-            moved = w + np.linalg.solve(data.hessian(w, everyone, size), removed)
+            moved = w + np.linalg.solve(data.hessian(w, everyone, size) + damped, removed)
             wrong = max(wrong, float(np.linalg.norm(moved - reference)))
     assert 0 < worst <= newton
+    if damping == 1.0 and adjacency == "zero-out" and group == 1:
+        # Without its own term damping would not be covered.
+        assert worst > float(build("newton", **{**common, "damping": 0.0}, tolerance=rho).error().upper())
     if adjacency == "zero-out":
         jackknife = build("jackknife", **common, tolerance=rho, reference_tolerance=1e-12)
         assert 0 < wrong <= float(jackknife.error().lower())
-        assert wrong > worst
+        assert wrong > worst or damping
 
 
 @pytest.mark.parametrize("adjacency", ADJACENCIES)
-def test_errors_from_their_formulas(oracle: Any, adjacency: str) -> None:
+@pytest.mark.parametrize("damping", [0.0, 0.5])
+def test_errors_from_their_formulas(oracle: Any, adjacency: str, damping: float) -> None:
     mp, n, group, M, m, L, L2, rho, r, other = oracle.mp, 50, 3, 1.5, 0.25, 1.0, 0.75, 1e-3, 1e-4, 2e-3
     common = {"dataset_size": n, "group_size": group, "adjacency": adjacency, "tolerance": rho, "residual": r}
     common |= {"reference_tolerance": other, "lipschitz": M, "strong_convexity": m, "smoothness": L}
     gap = mp.mpf(M) * group * factor(adjacency) / n
-    error = mp.mpf(L2) / (2 * m) * ((gap + mp.mpf(rho)) / m) ** 2 + (mp.mpf(r) + mp.mpf(other)) / m
+    common["damping"], m_damped, distance = damping, mp.mpf(m) + damping, (gap + mp.mpf(rho)) / m
+    error = (mp.mpf(L2) / 2 * distance**2 + damping * distance + mp.mpf(r)) / m_damped + mp.mpf(other) / m
     assert close(oracle, exact_mu(build("newton", **common, hessian_lipschitz=L2)), error)
     if adjacency == "zero-out":
-        error += mp.mpf(group) * L / (m * n) * (mp.mpf(M) * group / (mp.mpf(m) * n)) + mp.mpf(rho) / m
+        error += (mp.mpf(group) * L / n * mp.mpf(M) * group / n / m_damped + mp.mpf(rho)) / m_damped
         assert close(oracle, exact_mu(build("jackknife", **common, hessian_lipschitz=L2)), error)
 
 
@@ -976,7 +983,7 @@ def test_a_gap_halved_for_remove_is_noticed(oracle: Any, monkeypatch: pytest.Mon
     with pytest.raises(AssertionError):
         test_descent_to_delete(oracle, "remove", "strongly", False)
     with pytest.raises(AssertionError):
-        test_errors_from_their_formulas(oracle, "remove")
+        test_errors_from_their_formulas(oracle, "remove", 0.0)
     test_noisy_sgd_at_the_worst_allocation(oracle, "replace", 1, 1)
 
 
@@ -1007,7 +1014,7 @@ def test_half_an_initial_distance_is_noticed(oracle: Any, monkeypatch: pytest.Mo
 def test_a_curvature_left_out_is_noticed(oracle: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("rdp_calc.curvature.Curvature.record_smoothness", arb(0))
     with pytest.raises(AssertionError):
-        test_errors_from_their_formulas(oracle, "zero-out")
+        test_errors_from_their_formulas(oracle, "zero-out", 0.0)
     with pytest.raises(AssertionError):
         test_hessian_free_error_from_its_recursion(oracle)
 

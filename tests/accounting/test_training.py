@@ -82,7 +82,9 @@ def test_a_field_of_another_method_is_refused() -> None:
         ("blockwise-finetune", {"block_by": "a.*;b,c"}, Training(blocks=(("a.*",), ("b", "c")))),
         ("dp-sgd", {"clip_norm": 2.0, "step_size": 0.1, "batch_size": 5}, Training(clip_norm=2.0, step_size=0.1)),
         ("gradient-norm", {"solver": "lbfgs"}, Training(solver="lbfgs")),
-        ("newton", {"model": "logistic"}, None),
+        ("newton", {}, None),
+        ("jackknife", {"model": "logistic"}, Training(model="logistic")),
+        ("hessian-free", {"store": "float16", "batch_size": 5}, Training(store="float16")),
     ],
 )
 def test_from_the_command_line(name: str, values: dict[str, Any], expected: Training | None) -> None:

@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 
-from rdp_calc import DataSpec, Langevin, Target, noise, plan_from_result, verify_document
+from rdp_calc import DataSpec, Langevin, Target, noise, plan_from_result, registry, verify_document
 from rdp_calc import certificate as certificates
 from rdp_calc.documents import digest
 from rdp_calc.errors import DataError
+from rdp_calc.training import Training
 
 RUN_CHECKS = certificates.RUN_CHECKS["langevin"]
 
@@ -165,3 +166,41 @@ def test_nothing_undigested_goes_into_a_certificate(papers: Any) -> None:
     forged = {**made, "plan": plan}
     forged["digest"] = digest(forged)
     assert not verify_document(forged).holds
+
+
+def second_order(name: str, training: Training | None, **typed: float) -> Document:
+    options: dict[str, Any] = {"dataset_size": 50, "adjacency": "zero-out", **typed}
+    if name == "hessian-free":
+        options |= {"batch_size": 10, "step_size": 0.1, "epochs": 2}
+    else:
+        options |= {"tolerance": 1e-3, "residual": 1e-6, "damping": 0.25}
+    method = registry.method(name).from_options(**options)
+    target = Target(epsilon=1.0, delta=1e-3)
+    return plan_from_result(method, noise(method, target), target, data=DataSpec(), training=training).to_json()
+
+
+TYPED = {"lipschitz": 1.0, "strong_convexity": 0.1, "smoothness": 1.0, "hessian_lipschitz": 1.0}
+
+
+@pytest.mark.parametrize("name", ["hessian-free", "newton", "jackknife"])
+def test_a_network_of_the_second_order_methods_has_checks_of_its_own(papers: Any, name: str) -> None:
+    network = second_order(name, Training(model="mlp:5"), **TYPED)
+    proved = second_order(name, None, loss="logistic", l2=0.1)
+    for plan, checks in ((network, certificates.NETWORK_CHECKS), (proved, certificates.RUN_CHECKS)):
+        made = papers.certificate(
+            plan,
+            executed={"learn_steps": None, "unlearn_steps": None},
+            checks=[{"name": check, "pass": True} for check in checks[name]],
+        )
+        assert papers.failed(made) == set()
+        assert verify_document(made).claim_level == ("conditional" if plan is network else "certified")
+    swapped = papers.certificate(
+        network,
+        executed={"learn_steps": None, "unlearn_steps": None},
+        checks=[{"name": check, "pass": True} for check in certificates.RUN_CHECKS[name]],
+    )
+    assert "run: constants seen within the plan's" in papers.failed(swapped)
+
+
+def test_every_method_says_what_its_runs_check() -> None:
+    assert set(certificates.RUN_CHECKS) == set(registry.method_names())

@@ -16,9 +16,9 @@ import numpy.typing as npt
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from rdp_calc import DataSpec, Langevin, Plan, Target, noise, plan_from_result, registry, verify_document
+from rdp_calc import DataSpec, Langevin, Plan, Target, noise, plan_from_result, verify_document
 from rdp_calc.documents import digest
-from rdp_calc.errors import DataError, GuardFailed, InvalidInput, NotApplicable, RdpCalcError
+from rdp_calc.errors import DataError, GuardFailed, InvalidInput, RdpCalcError
 from unlearn_runtime import glm_job, records, release
 from unlearn_runtime.execution import Execution
 from unlearn_runtime.run import run_plan
@@ -266,23 +266,6 @@ def test_other_schema(schema: Any, tmp_path: Path, make_plan: MakePlan, data: st
     plan["digest"] = digest(plan)
     with refused(tmp_path, DataError, "schema"):
         run_plan(plan, data=data, output=tmp_path / "run", forget="1")
-
-
-@pytest.mark.parametrize(
-    ("name", "options"),
-    [
-        ("newton", {"adjacency": "remove", "tolerance": 1e-8}),
-        ("jackknife", {"adjacency": "zero-out", "tolerance": 1e-8}),
-        ("hessian-free", {"adjacency": "zero-out", "batch_size": 10, "step_size": 0.5, "epochs": 2}),
-    ],
-)
-def test_methods_without_an_execution(name: str, options: dict[str, Any], tmp_path: Path, data: str) -> None:
-    method = registry.method(name).from_options(dataset_size=60, loss="logistic", l2=0.1, **options)
-    target = Target(epsilon=1.0, delta=1e-3)
-    plan = plan_from_result(method, noise(method, target), target, data=DataSpec(features=4, classes=("0", "1")))
-    assert verify_document(plan.to_json()).holds
-    with refused(tmp_path, NotApplicable, f"{name} is not executable"):
-        run_plan(plan.to_json(), data=data, output=tmp_path / "run", forget="1")
 
 
 def test_typed_constants_name_no_model(tmp_path: Path, data: str) -> None:
