@@ -6,6 +6,9 @@ PYTHON ?= python3
 VENV ?= .venv
 CONSTRAINTS ?= constraints.txt
 
+# Two processes of one thread each: small matrices gain nothing from threads.
+PYTEST = OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n 2 --dist loadfile
+
 PIP = $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check $(if $(CONSTRAINTS),-c $(CONSTRAINTS))
 
 .PHONY: demo test slow check lint types bench comparison clean
@@ -14,10 +17,10 @@ demo: $(VENV)/.runtime
 	$(VENV)/bin/rdp-calc demo
 
 test: $(VENV)/.dev
-	$(VENV)/bin/python -m pytest
+	$(PYTEST)
 
 slow: $(VENV)/.dev
-	$(VENV)/bin/python -m pytest -m slow
+	$(PYTEST) -m slow
 
 lint: $(VENV)/.dev
 	$(VENV)/bin/ruff check .
