@@ -361,6 +361,30 @@ def test_softmax_chain_zero_is_released(tmp_path: Path, make_plan: MakePlan, blo
     assert np.array_equal(weight(learned), state[:, :3].T)
 
 
+@pytest.mark.parametrize("loss", ["logistic", "softmax"])
+def test_all_chains_are_kept_for_evaluation(
+    loss: str, tmp_path: Path, make_plan: MakePlan, blobs: Blobs, save_npz: Save
+) -> None:
+    classes = 2 if loss == "logistic" else 3
+    plan = make_plan(loss=loss, classes=("0", "1", "2")[:classes], init="normal:1").to_json()
+    data, learned = save_npz(*blobs(classes=classes)), tmp_path / "learned"
+    execution = Execution(chains=3, dtype="float64", retrain="fresh")
+    run_plan(plan, data=data, output=learned, phase="learn", execution=Execution(chains=3, dtype="float64"))
+    run_plan(plan, data=data, output=tmp_path / "run", phase="unlearn", start=learned, forget="7", execution=execution)
+    kept = load_file(tmp_path / "run" / "private" / "chains.safetensors")
+    size = 4 if loss == "logistic" else 12
+    assert {name: rows.shape for name, rows in kept.items()} == dict.fromkeys(
+        ("before", "after", "retrained"), (3, size)
+    )
+    assert np.array_equal(kept["before"][0], weight(tmp_path / "run", "private/before.safetensors").ravel())
+    spacing = np.abs(kept["after"][0] - weight(tmp_path / "run").ravel()).max()
+    assert spacing < 1e-5 * plan["parameters"]["noise_std"]
+    assert all(len(np.unique(rows, axis=0)) == 3 for rows in kept.values())
+    run_plan(plan, data=data, output=tmp_path / "one", phase="unlearn", start=learned, forget="7")
+    assert not (tmp_path / "one" / "private" / "chains.safetensors").exists()
+    assert (tmp_path / "run" / "private" / "chains.safetensors").stat().st_mode & 0o077 == 0
+
+
 def test_chains_are_independent(tmp_path: Path, make_plan: MakePlan, save_npz: Save) -> None:
     features = 5_000
     plan = make_plan(n=4, group=1, features=features, learned=2).to_json()
