@@ -23,7 +23,7 @@ from rdp_calc.lower_bounds import (
 Array = npt.NDArray[np.float64]
 
 DELTA = 0.05
-RUNS = 250
+RUNS = 150
 
 
 def epsilon_of(mu: float) -> float:
