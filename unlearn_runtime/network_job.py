@@ -77,7 +77,7 @@ class NetworkJob(Job):
         if self._world.size > 1 and isinstance(plan.method, DpSgd):
             raise GuardFailed("dp-sgd runs in one process: sampling and clipping by record are not shared out.")
         source.seed_torch()
-        self._pristine = _copied(module)
+        self._pristine = copied(module)
         self._settings: dict[str, Any] = {
             "device": device,
             "dtype": torch.float64 if execution.dtype == "float64" else torch.float32,
@@ -102,14 +102,14 @@ class NetworkJob(Job):
         for chain, weights in enumerate(found["weights"]):
             # A row is a view: the method works on the chain in place.
             self._renew()
-            self._unlearn(weights[None], _chain_name(name, chain))
+            self._unlearn(weights[None], chain_name(name, chain))
             self._world.check_identical(weights)
             if self._training.finetune is not None:
                 self._renew()
                 # The last bits of noised numbers enter nothing.
                 self.network.set_weights(on_grid(weights, self._last_noise_std))
                 self._train(
-                    self._records.retained_or_all, self._training.finetune, _chain_name(f"{name}, fine-tune", chain)
+                    self._records.retained_or_all, self._training.finetune, chain_name(f"{name}, fine-tune", chain)
                 )
                 released.append(self.network.weights())
         if released:
@@ -192,7 +192,7 @@ class NetworkJob(Job):
             project_(row[None], clip, center=self._center)
             NoisyStep(row[None], self._source).add_noise(self._plan.noise_std)
             self.network.set_weights(row)
-            self._train(self._records.retained_or_all, recipe, _chain_name("retrain", chain))
+            self._train(self._records.retained_or_all, recipe, chain_name("retrain", chain))
             row.copy_(self.network.flat)
         return {"weights": weights, **self._fixed()}
 
@@ -256,12 +256,12 @@ class NetworkJob(Job):
             else:
                 self._initialise()
             self._world.check_identical(self.network.flat)
-            chain_name = _chain_name(name, chain)
+            label = chain_name(name, chain)
             if recipe is not None:
-                self._train(records, recipe, chain_name)
+                self._train(records, recipe, label)
             else:
                 assert isinstance(method, DpSgd)
-                self._train_privately(records, method, chain_name)
+                self._train_privately(records, method, label)
                 self.network.set_weights(on_grid(self.network.weights(), self._last_noise_std))
             found.append(self.network.weights())
         return {"weights": torch.stack(found), **self._fixed()}
@@ -274,7 +274,7 @@ class NetworkJob(Job):
     def _renew(self) -> None:
         """A module as it was handed over, with the frozen parameters and buffers of now; weights are to be set."""
         fixed = self._fixed()
-        self._module = _copied(self._pristine)
+        self._module = copied(self._pristine)
         self.network = self._network(self._module)
         self._restore_fixed(fixed)
 
@@ -362,7 +362,7 @@ class NetworkJob(Job):
         return found
 
 
-def _copied(module: torch.nn.Module) -> torch.nn.Module:
+def copied(module: torch.nn.Module) -> torch.nn.Module:
     if isinstance(module, torch.jit.ScriptModule):
         # A deep copy of TorchScript loses which parameters are trained; a file does not.
         file = io.BytesIO()
@@ -375,7 +375,7 @@ def _copied(module: torch.nn.Module) -> torch.nn.Module:
         return copy.deepcopy(module)
 
 
-def _chain_name(name: str, chain: int) -> str:
+def chain_name(name: str, chain: int) -> str:
     return name if chain == 0 else f"{name}, chain {chain}"
 
 
