@@ -47,6 +47,7 @@ class Table:
     def to_json(self) -> dict[str, Any]:
         return {
             "schema": "rdp-calc/reproduce/1",
+            "kind": "table",
             "name": self.name,
             "title": self.title,
             "reference": self.reference,

@@ -1,0 +1,34 @@
+"""The data of an experiment: training and test records, and the preprocessing that looks at none of them."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+
+from unlearn_runtime.data import Dataset, load
+from unlearn_runtime.experiments.experiment import Settings
+
+#: Of data without a test set row i is a test record when i % FIFTHS == FIFTHS - 1, as of the built-in data.
+_FIFTHS = 5
+
+
+def load_split(settings: Settings) -> Dataset:
+    """The data with a test set: their own, or every fifth row."""
+    dataset = load(settings.data, label=settings.label)
+    if dataset.x_test is not None:
+        return dataset
+    test = np.arange(len(dataset.y_train)) % _FIFTHS == _FIFTHS - 1
+    x, y = dataset.x_train, dataset.y_train
+    return dataclasses.replace(dataset, x_train=x[~test], y_train=y[~test], x_test=x[test], y_test=y[test])
+
+
+def preprocessing(dataset: Dataset) -> tuple[str, float | None]:
+    """Mode and centre: bytes around 0.5, the built-in digits (0..16) around 8, other numbers as they are; then rows
+    longer than 1 scaled down to it.
+    """
+    if dataset.x_train.dtype == np.uint8:
+        return "center-unit-norm", None
+    if dataset.source == "builtin:digits":
+        return "center-unit-norm", 8.0
+    return "unit-norm", None
