@@ -1,0 +1,441 @@
+"""Hessian-free unlearning of linear models: training in fixed slots, and what to add when a record is to be forgotten.
+
+Training: w <- w - eta_t clip(mean data gradient of the batch + l2 w), without noise, batch after batch. The vector of
+record i follows the derivative of the run by the weight of that record,
+
+    a <- (I - eta_t H_t) a + (eta_t/b) grad l_i(w_t) [i in the batch],    a = 0 at the start,
+
+H_t the Hessian of the batch objective at w_t, regulariser included. A contribution starts after its step. Where the
+clip binds, the derivative of the step is scaled by clip/||g_t|| and loses its component along g_t.
+(Qiao et al. 2024, arXiv:2404.01712; error: ``docs/theory/error-bound.md``.)
+
+Vectors of many records are columns of one matrix A. A step changes A by a combination of the rows of its batch, so
+steps are taken in panels of several batches, as Householder reflections are blocked: one product of the panel's rows
+with A, corrections within the panel through the Gram matrix of its rows, one product that changes A. Where there are
+few records, A is kept as coefficients on all rows, A = rows^T Z, and the Gram matrix of all rows takes the place of the
+rows. The factor 1 - eta l2 is one number for all of A. For softmax, columns of a class sum to 0 over classes, so that
+C - 1 numbers in an orthonormal basis stand for C.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from rdp_calc.errors import GuardFailed
+from unlearn_runtime.glm import GeneralisedLinearModel
+
+Array = npt.NDArray[np.int64]
+
+#: Rows of a panel: enough for its products to run at full speed, few enough for the corrections within it to be cheap.
+PANEL_ROWS = 128
+
+#: Columns that one thread works on: its share of Z, or of A, stays in its cache.
+_COLUMNS = 1024
+
+#: Bytes of A or Z that are worked on at a time on a GPU, and of curvatures that are kept for all steps.
+_CUDA_BYTES = 4 * 2**30
+_KEPT_BYTES = 512 * 2**20
+
+#: Outside of these the common factor is multiplied into the matrix.
+_LEAST_SCALE, _MOST_SCALE = 2.0**-30, 2.0**30
+
+#: A factor of one step below it is multiplied into the matrix at once: divided out it would only amplify rounding.
+_LEAST_SHRINK = 0.5
+
+
+@dataclass(frozen=True, kw_only=True)
+class Schedule:
+    """``steps`` steps of size step_size x step_decay^t (parameter^2 / loss); l2 the regulariser; clip_norm the length
+    to which the gradient of a batch, regulariser included, is clipped.
+    """
+
+    steps: int
+    step_size: float
+    step_decay: float = 1.0
+    l2: float = 0.0
+    clip_norm: float | None = None
+
+    def size(self, t: int) -> float:
+        """The step size of step t, as the accounting rounds it."""
+        return self.step_size if self.step_decay == 1 else self.step_size * self.step_decay**t
+
+
+@dataclass(frozen=True)
+class Slots:
+    """Records (n,) assigned to batches, put in order of their batch; batch k is rows ``bounds[k]:bounds[k + 1]``."""
+
+    order: Array
+    bounds: list[int]
+
+    @classmethod
+    def of(cls, slots: Array, batches: int) -> Slots:
+        """From the batch of every record. A batch may be empty."""
+        counts = np.bincount(slots, minlength=batches)
+        return cls(np.argsort(slots, kind="stable"), [0, *np.cumsum(counts).tolist()])
+
+    @property
+    def batches(self) -> int:
+        return len(self.bounds) - 1
+
+    @property
+    def places(self) -> Array:
+        """Where every record is in the order, (n,)."""
+        found = np.empty_like(self.order)
+        found[self.order] = np.arange(len(self.order))
+        return found
+
+    def panels(self, rows: int) -> Iterator[list[int]]:
+        """The batches in turn, in groups that together have at most ``rows`` rows, or of one batch."""
+        group: list[int] = []
+        for k in range(self.batches):
+            if group and self.bounds[k + 1] - self.bounds[group[0]] > rows:
+                yield group
+                group = []
+            group.append(k)
+        yield group
+
+
+@dataclass(frozen=True)
+class Trajectory:
+    """A finished training run: the rows in order of their slots, and what the products of rows and weights were.
+
+    model: float64. products (epochs, n, C): those of the rows of a batch at the step that visits it. clipped: unit
+    gradients (d, C) and factors clip/||g|| of the steps in which the clip bound. weights (d, C).
+    """
+
+    model: GeneralisedLinearModel
+    slots: Slots
+    schedule: Schedule
+    products: torch.Tensor
+    weights: torch.Tensor
+    largest_norm: float
+    clipped: dict[int, tuple[torch.Tensor, float]] = field(default_factory=dict)
+
+
+@dataclass
+class Training:
+    """A training run under way: ``step(t)`` for t = 0, 1, ... changes ``state`` in place.
+
+    present: of the rows in order of their slots, which take part, boolean (n,), None for all; the divisor of a batch is
+    the number of its slots either way.
+    """
+
+    model: GeneralisedLinearModel
+    slots: Slots
+    schedule: Schedule
+    present: torch.Tensor | None = None
+    clipped: dict[int, tuple[torch.Tensor, float]] = field(default_factory=dict)
+    state: dict[str, torch.Tensor] = field(init=False)
+
+    def __post_init__(self) -> None:
+        if self.model.rows.dtype != torch.float64:
+            raise ValueError("training runs in float64")
+        n, shape = len(self.model.rows), (self.model.features, self.model.outputs)
+        epochs = -(-self.schedule.steps // self.slots.batches)
+        self.state = {
+            "weights": self.model.rows.new_zeros(shape),
+            "products": self.model.rows.new_zeros((epochs, n, self.model.outputs)),
+            "largest": self.model.rows.new_zeros(()),
+        }
+
+    def step(self, t: int) -> None:
+        epoch, k = divmod(t, self.slots.batches)
+        rows = slice(self.slots.bounds[k], self.slots.bounds[k + 1])
+        batch, weights = self.model.rows[rows], self.state["weights"]
+        products = batch @ weights
+        self.state["products"][epoch, rows] = products
+        self.model.residuals_(products, self.model.labels[rows])
+        if self.present is not None:
+            products *= self.present[rows, None]
+        gradient = (batch.t() @ products).div_(max(1, len(batch))).add_(weights, alpha=self.schedule.l2)
+        clip = self.schedule.clip_norm
+        if clip is not None:
+            length = float(gradient.norm())
+            if length > clip:
+                self.clipped[t] = (gradient / length, clip / length)
+                gradient *= clip / length
+        weights.sub_(gradient, alpha=self.schedule.size(t))
+        torch.maximum(self.state["largest"], weights.norm(), out=self.state["largest"])
+
+    def finish(self) -> Trajectory:
+        """The run after its last step. Raises GuardFailed where the weights are not finite."""
+        if not bool(torch.isfinite(self.state["weights"]).all()):
+            raise GuardFailed("weights are not finite after training; plan with a smaller --step-size.")
+        return Trajectory(
+            self.model,
+            self.slots,
+            self.schedule,
+            self.state["products"],
+            self.state["weights"],
+            float(self.state["largest"]),
+            self.clipped,
+        )
+
+
+def train(
+    model: GeneralisedLinearModel, slots: Slots, schedule: Schedule, *, present: torch.Tensor | None = None
+) -> Trajectory:
+    """The whole run from zero weights. ``model``: float64, its rows in the order of ``slots``."""
+    training = Training(model, slots, schedule, present)
+    with torch.no_grad():
+        for t in range(schedule.steps):
+            training.step(t)
+    return training.finish()
+
+
+#: Takes the places of vectors among those asked for, and the vectors (k, p).
+Receiver = Callable[[Array, torch.Tensor], None]
+
+
+def vectors(run: Trajectory, ids: Sequence[int] | Array, *, dtype: torch.dtype = torch.float64) -> torch.Tensor:
+    """The vectors (k, p) of the records ``ids``, p = C x d in the order of a weight tensor (C, d). Sum those of the
+    records to be forgotten and add them to the weights.
+    """
+    wanted = np.asarray(ids, dtype=np.int64)
+    found = run.model.rows.new_empty((len(wanted), run.model.features * run.model.outputs), dtype=dtype)
+
+    def receive(places: Array, part: torch.Tensor) -> None:
+        found[torch.from_numpy(places).to(found.device)] = part
+
+    compute_vectors(run, wanted, receive, dtype=dtype)
+    return found
+
+
+def compute_vectors(run: Trajectory, ids: Array, receive: Receiver, *, dtype: torch.dtype) -> None:
+    """Compute the vectors of ``ids`` in ``dtype`` and hand them over in parts, from several threads one at a time."""
+    if not len(ids):
+        return
+    places = run.slots.places[ids]
+    sorted_by_place = np.argsort(places, kind="stable")
+    with torch.no_grad():
+        work = _Recursion(run, dtype, columns=len(ids))
+        parts = _split(sorted_by_place, work.width, work.height)
+
+        def one(part: Array) -> tuple[Array, torch.Tensor]:
+            return part, work.columns_of(places[part])
+
+        threads = torch.get_num_threads()
+        if work.cuda or threads == 1 or len(parts) == 1:
+            for part in parts:
+                receive(*one(part))
+            return
+        # Whole parts side by side: threads inside the small products would only wait for each other.
+        torch.set_num_threads(1)
+        try:
+            with ThreadPoolExecutor(threads) as pool:
+                for found in pool.map(one, parts):
+                    receive(*found)
+        finally:
+            torch.set_num_threads(threads)
+
+
+def _split(records: Array, width: int, height: int) -> list[Array]:
+    """Parts of nearly equal size whose columns stay in the cache."""
+    count = max(1, round(len(records) * width / _COLUMNS))
+    if height * width * len(records) * 8 <= 2**18:
+        count = 1
+    return [part for part in np.array_split(records, min(count, len(records))) if len(part)]
+
+
+class _Recursion:
+    """The recursion of many vectors in panels; see the head of this file."""
+
+    def __init__(self, run: Trajectory, dtype: torch.dtype, *, columns: int) -> None:
+        model = run.model
+        self.run, self.dtype, self.cuda = run, dtype, model.rows.is_cuda
+        n, d = model.rows.shape
+        self.rows = model.rows.to(dtype)
+        self.basis = _basis(model.outputs).to(model.rows.device)
+        self.width = self.basis.shape[1]
+        self.panels = list(run.slots.panels(PANEL_ROWS))
+        epochs = run.products.shape[0]
+        self.dual = not run.clipped and _dual_pays(n, d, epochs=epochs, columns=columns * self.width)
+        self.height = n if self.dual else d
+        self.gram = self.rows @ self.rows.t() if self.dual else None
+        # Of the rows of a panel among themselves.
+        self.grams = [self._gram(panel) for panel in self.panels]
+        size = n * epochs * self.width * (self.width + 1) * dtype.itemsize
+        self.kept = [self._bends(epoch, 0, n) for epoch in range(epochs)] if size <= _KEPT_BYTES else None
+
+    def _gram(self, panel: list[int]) -> torch.Tensor:
+        part = self._range(panel)
+        return self.rows[part] @ self.rows[part].t() if self.gram is None else self.gram[part, part]
+
+    def _range(self, panel: list[int]) -> slice:
+        return slice(self.run.slots.bounds[panel[0]], self.run.slots.bounds[panel[-1] + 1])
+
+    def _bends(self, epoch: int, start: int, stop: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Second derivatives of the losses by the products, (rows, q, q), and residuals (rows, q), in the basis."""
+        model, products = self.run.model, self.run.products[epoch, start:stop]
+        labels = model.labels[start:stop]
+        curvature = model.curvature(products, labels)
+        residuals = products.clone()
+        model.residuals_(residuals, labels)
+        if model.outputs == 1:
+            return curvature[:, :, None].to(self.dtype), residuals.to(self.dtype)
+        means = curvature @ self.basis
+        bends = self.basis.t() @ (curvature[:, :, None] * self.basis)
+        bends -= means[:, :, None] * means[:, None, :]
+        return bends.to(self.dtype), (residuals @ self.basis).to(self.dtype)
+
+    def bends(self, epoch: int, part: slice) -> tuple[torch.Tensor, torch.Tensor]:
+        if self.kept is None:
+            return self._bends(epoch, part.start, part.stop)
+        bends, residuals = self.kept[epoch]
+        return bends[part], residuals[part]
+
+    def columns_of(self, places: Array) -> torch.Tensor:
+        """The vectors (k, p) of the records at these places in the order, which are ascending."""
+        count = len(places)
+        held = self.rows.new_zeros((self.height, self.width * count))
+        scale, schedule = 1.0, self.run.schedule
+        step = 0
+        for epoch in range(self.run.products.shape[0]):
+            for panel, gram in zip(self.panels, self.grams, strict=True):
+                batches = panel[: max(0, schedule.steps - step)]
+                # The steps before the first visit to one of these records leave zeros.
+                if not batches or (epoch == 0 and self._range(panel).stop <= places[0]):
+                    step += len(batches)
+                    continue
+                for group in self._groups(step, batches):
+                    first = self.run.slots.bounds[group[0]] - self.run.slots.bounds[panel[0]]
+                    last = self.run.slots.bounds[group[-1] + 1] - self.run.slots.bounds[panel[0]]
+                    scale = self._advance(held, scale, places, epoch, step, group, gram[first:last, first:last])
+                    step += len(group)
+        return self._finished(held, scale, count)
+
+    def _groups(self, step: int, batches: list[int]) -> Iterator[list[int]]:
+        """The batches of a panel in groups that are carried out together: a clipped or strongly shrinking step alone."""
+        group: list[int] = []
+        for offset, k in enumerate(batches):
+            t = step + offset
+            alone = t in self.run.clipped or abs(self._shrink(t)) < _LEAST_SHRINK
+            if alone:
+                if group:
+                    yield group
+                yield [k]
+                group = []
+            else:
+                group.append(k)
+        if group:
+            yield group
+
+    def _shrink(self, t: int) -> float:
+        return 1.0 - self.run.schedule.size(t) * self.run.schedule.l2
+
+    def _advance(
+        self,
+        held: torch.Tensor,
+        scale: float,
+        places: Array,
+        epoch: int,
+        step: int,
+        group: list[int],
+        gram: torch.Tensor,
+    ) -> float:
+        """The steps of a group of batches on ``held``, which stands for held x scale; returns the new scale."""
+        bounds, part, count = self.run.slots.bounds, self._range(group), len(places)
+        if not _LEAST_SCALE <= abs(scale) <= _MOST_SCALE or step in self.run.clipped:
+            held *= scale
+            scale = 1.0
+        rows = self.rows[part]
+        if self.gram is None:
+            moved = rows @ held
+        else:
+            # Rows that were not visited yet have no coefficients.
+            reach = part.stop if epoch == 0 else len(self.rows)
+            moved = self.gram[part, :reach] @ held[:reach]
+        if step in self.run.clipped:
+            self._clipped_step(held, moved, places, epoch, step, group[0])
+            return 1.0
+        bends, residuals = self.bends(epoch, part)
+        changes = torch.empty_like(moved)
+        for offset, k in enumerate(group):
+            own = slice(bounds[k] - part.start, bounds[k + 1] - part.start)
+            size = own.stop - own.start
+            eta, shrink = self.run.schedule.size(step + offset), self._shrink(step + offset)
+            if own.start:
+                moved[own].addmm_(gram[own, : own.start], changes[: own.start])
+            if abs(shrink) < _LEAST_SHRINK:
+                held *= scale * shrink
+                before, scale = scale, 1.0
+            else:
+                before, scale = scale, scale * shrink
+            if size:
+                change = changes[own].view(size, self.width, count)
+                _bend(bends[own], moved[own].view(size, self.width, count), -eta / size * (before / scale), change)
+                self._inject(change, residuals[own], places, bounds[k], eta / size / scale)
+        if self.gram is None:
+            held.addmm_(rows.t(), changes)
+        else:
+            held[part] += changes
+        return scale
+
+    def _inject(self, change: torch.Tensor, residuals: torch.Tensor, places: Array, start: int, factor: float) -> None:
+        """Records of a batch that are among the columns start to contribute."""
+        first, last = np.searchsorted(places, [start, start + len(change)])
+        if first < last:
+            rows = torch.from_numpy(places[first:last] - start).to(change.device)
+            columns = torch.arange(int(first), int(last), device=change.device)
+            change[rows, :, columns] += residuals[rows] * factor
+
+    def _clipped_step(
+        self, held: torch.Tensor, moved: torch.Tensor, places: Array, epoch: int, step: int, k: int
+    ) -> None:
+        """One step whose gradient was clipped, on A itself."""
+        part, count, schedule = self._range([k]), len(places), self.run.schedule
+        direction, factor = self.run.clipped[step]
+        size = part.stop - part.start
+        slope = schedule.l2 * held
+        if size:
+            bends, residuals = self.bends(epoch, part)
+            change = torch.empty_like(moved).view(size, self.width, count)
+            _bend(bends, moved.view(size, self.width, count), 1.0 / size, change)
+            self._inject(change, residuals, places, part.start, -1.0 / size)
+            slope.addmm_(self.rows[part].t(), change.view(size, -1))
+        along = (direction @ self.basis).to(self.dtype).reshape(-1)
+        slopes = slope.view(-1, count)
+        slopes -= along[:, None] * (along @ slopes)
+        held.sub_(slope, alpha=schedule.size(step) * factor)
+
+    def _finished(self, held: torch.Tensor, scale: float, count: int) -> torch.Tensor:
+        held *= scale
+        features = self.rows.shape[1]
+        flat = held.t() @ self.rows if self.dual else held.t()
+        if self.width == self.run.model.outputs == 1:
+            return flat.contiguous()
+        spread = self.basis.to(self.dtype) @ flat.reshape(self.width, count * features)
+        return spread.view(-1, count, features).transpose(0, 1).reshape(count, -1)
+
+
+def _bend(bends: torch.Tensor, moved: torch.Tensor, factor: float, out: torch.Tensor) -> None:
+    """out = factor x bends @ moved, row by row: (rows, q, q) and (rows, q, k)."""
+    if bends.shape[1] == 1:
+        torch.mul(moved, bends * factor, out=out)
+    else:
+        torch.baddbmm(out, bends, moved, beta=0, alpha=factor, out=out)
+
+
+def _basis(outputs: int) -> torch.Tensor:
+    """Orthonormal columns (C, C - 1) orthogonal to (1, ..., 1): Helmert's; (1, 1) the number 1 for one output."""
+    if outputs == 1:
+        return torch.ones(1, 1, dtype=torch.float64)
+    basis = torch.zeros(outputs, outputs - 1, dtype=torch.float64)
+    for k in range(1, outputs):
+        basis[:k, k - 1] = 1 / (k * (k + 1)) ** 0.5
+        basis[k, k - 1] = -k / (k * (k + 1)) ** 0.5
+    return basis
+
+
+def _dual_pays(n: int, d: int, *, epochs: int, columns: int) -> bool:
+    """Whether coefficients on all n rows take fewer operations than vectors of d numbers, the Gram matrix included."""
+    primal = 4.0 * epochs * n * d * columns
+    # The first epoch meets half of the coefficients; at the end rows^T Z is formed once.
+    dual = 2.0 * (epochs - 0.5) * n * n * columns + 2.0 * n * d * columns + 2.0 * n * n * d
+    return dual < primal
