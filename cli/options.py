@@ -43,19 +43,21 @@ def command(
     *,
     help: str,
     example: str,
-    output: bool = False,
+    output: bool | str = False,
     outputs: str | None = None,
 ) -> None:
     """Add to ``app`` a command with ``options`` plus --json and --quiet.
 
-    ``output`` adds a required -o FILE; ``outputs``, the help of that option, a -o FILE that may be given several times.
+    ``output`` adds a required -o FILE, with this help where it is a text; ``outputs``, the help of that option, a -o
+    FILE that may be given several times.
 
     ``body`` receives ``values`` (name to value, None where not given) and the flags.
     """
     declared = {option.name: option for option in options}
     parameters = [_parameter(option) for option in declared.values()]
     if output:
-        parameters.append(_keyword("output", Path, typer.Option(..., "-o", "--output", help="File to write.")))
+        said = output if isinstance(output, str) else "File to write."
+        parameters.append(_keyword("output", Path, typer.Option(..., "-o", "--output", help=said)))
     if outputs is not None:
         parameters.append(_keyword("output", list[Path], typer.Option([], "-o", "--output", help=outputs)))
     parameters.append(_keyword("as_json", bool, typer.Option(False, "--json", help="One JSON object on stdout.")))

@@ -113,10 +113,11 @@ class Learned:
 
 
 def _forgotten(folder: Path, dataset: Dataset) -> npt.NDArray[np.int64]:
-    """Records of ``dataset`` that the run in ``folder`` and those before it forgot; none where its private records are
-    missing or speak of other data. Raises DataError where they are damaged.
+    """Records of ``dataset`` that the run or baseline in ``folder`` and those before it forgot; none where its private
+    records are missing or speak of other data. Raises DataError where they are damaged.
     """
-    paths = folder / "private" / "audit.json", folder / "certificate.json"
+    baseline = folder / "baseline.json"
+    paths = folder / "private" / "audit.json", baseline if baseline.is_file() else folder / "certificate.json"
     if not all(path.is_file() for path in paths):
         return np.array([], dtype=np.int64)
     audit, certificate = (read_document(path) for path in paths)
