@@ -1,5 +1,7 @@
 """Newton and jackknife on a torch network, whose constants are estimates: the recipe, one step, noise once.
 
+Training is the plan's recipe, after which its solver shortens the gradient of the full objective to the tolerance.
+
 Nothing here can be proved: the guarantee holds on condition that the plan's constants are true near the learned models.
 What can be seen is compared with them, and a run that sees them broken is refused. Derivatives are taken in float64 on
 a copy of the module, whatever the model was trained in.
@@ -22,6 +24,7 @@ from rdp_calc.reals import round_down, round_up
 from rdp_calc.training import Recipe, Training
 from unlearn_runtime.algorithms.conjugate_gradients import conjugate_gradients
 from unlearn_runtime.algorithms.descent_to_delete import published
+from unlearn_runtime.algorithms.gradient_polish import shorten_gradient
 from unlearn_runtime.data import Dataset
 from unlearn_runtime.execution import Execution
 from unlearn_runtime.job import State
@@ -133,7 +136,22 @@ class NewtonNetworkJob(NetworkJob):
             self._share = 1.0
         objective = self._objective(self._exact(), records, divisor)
         tolerance = self.method.reference_tolerance if retained else self.method.tolerance
-        for weights in state["weights"]:
+        name = "retrain" if retained else "learn"
+        for chain, weights in enumerate(state["weights"]):
+
+            def carry_out(step: int, weights: torch.Tensor = weights) -> None:
+                found = shorten_gradient(
+                    objective.gradient,
+                    objective.hessian,
+                    weights.clone(),
+                    tolerance=tolerance,
+                    solver=self._training.solver,
+                    first_step=1 / self.method.curvature.smoothness,
+                )
+                weights.copy_(found)
+
+            label = chain_name(f"{name}, to the tolerance", chain)
+            self._stepper.run(label, 1, {"weights": weights}, carry_out)
             self._check_gradient(objective, weights, tolerance)
         return state
 
@@ -163,11 +181,11 @@ class NewtonNetworkJob(NetworkJob):
             return
         recipe = super()._recipe()
         decay = self._l2 / (1 - recipe.momentum)
-        advice = "plan with a --learn of more epochs, a smaller final step size and larger batches"
+        advice = "plan with a --learn of more epochs that ends nearer to a minimum"
         if abs(recipe.weight_decay - decay) > 1e-9 * max(decay, recipe.weight_decay):
             advice = (
-                f"the recipe decays weights by {recipe.weight_decay:g}, and the minimum of an objective with l2 ="
-                f" {self._l2:g} at momentum {recipe.momentum:g} needs weight-decay={decay:g}"
+                f"plan with weight-decay={decay:g} in --learn, as an objective with l2 = {self._l2:g} needs at momentum"
+                f" {recipe.momentum:g}"
             )
         raise GuardFailed(
             f"training reached a gradient norm of {length:.3g} of the full objective, the plan's tolerance is"
@@ -228,7 +246,7 @@ class NewtonNetworkJob(NetworkJob):
         if broken:
             raise GuardFailed(
                 f"the constants seen on this model are not those of the plan: {', '.join(broken)}; plan with constants"
-                " on the safe side of what was seen, or train with more l2."
+                " on the safe side of what was seen, or train with a larger l2."
             )
 
     def _check_left(self, retained: NetworkObjective, moved: torch.Tensor) -> None:

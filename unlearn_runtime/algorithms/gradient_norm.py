@@ -56,7 +56,7 @@ def minimise(
 
     weights = start.clone()
     slope = gradient(weights)
-    directions = _newton(model, l2) if solver == "newton-cg" else _lbfgs(smoothness)
+    directions = _newton(model, l2) if solver == "newton-cg" else lbfgs_directions(smoothness)
     for iteration in range(_MOST_ITERATIONS[solver] + 1):
         length, bound = float(slope.norm()), rounding(weights)
         # The norm itself is rounded too.
@@ -70,7 +70,7 @@ def minimise(
                 " a larger --tolerance."
             )
         direction = directions(weights, slope)
-        moved = _line_search(gradient, weights, slope, direction)
+        moved = line_search(gradient, weights, slope, direction)
         if moved is None:
             break
         weights, slope = moved
@@ -81,7 +81,7 @@ def minimise(
     )
 
 
-def _line_search(
+def line_search(
     gradient: Callable[[torch.Tensor], torch.Tensor],
     weights: torch.Tensor,
     slope: torch.Tensor,
@@ -128,7 +128,7 @@ def _newton(model: GeneralisedLinearModel, l2: float) -> Callable[[torch.Tensor,
     return direction
 
 
-def _lbfgs(smoothness: float) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
+def lbfgs_directions(smoothness: float) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
     """Directions by the two-loop recursion (Nocedal-Wright 2006, algorithm 7.4)."""
     pairs: deque[tuple[torch.Tensor, torch.Tensor, float]] = deque(maxlen=_MEMORY)
     last: list[tuple[torch.Tensor, torch.Tensor]] = []
