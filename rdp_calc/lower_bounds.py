@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy.special import ndtri  # type: ignore[import-untyped]
+from scipy.special import ndtr, ndtri  # type: ignore[import-untyped]
 from scipy.stats import beta  # type: ignore[import-untyped]
 
 from rdp_calc.errors import InvalidInput
@@ -155,6 +155,21 @@ def mu_at(tpr_lower: npt.ArrayLike, fpr_upper: npt.ArrayLike) -> Array:
     p, q = np.asarray(tpr_lower, dtype=np.float64), np.asarray(fpr_upper, dtype=np.float64)
     found: Array = np.maximum(ndtri(p) - ndtri(q), 0.0)
     return found
+
+
+def certified_tpr(fpr: npt.ArrayLike, *, epsilon: float, delta: float, mu: float | None = None) -> Array:
+    """The largest probability that a claim allows an event of probability ``fpr`` under the other law. Arrays alike.
+
+    mu: Phi(mu + Phi^-1(fpr)), for a claim of mu-GDP. Without it that of (epsilon, delta), the smaller of
+    e^epsilon fpr + delta and 1 - (1 - fpr - delta)/e^epsilon (both directions; Wasserman-Zhou 2010), cut to [0, 1].
+    """
+    q = np.asarray(fpr, dtype=np.float64)
+    if mu is not None:
+        found: Array = ndtr(mu + ndtri(q))
+        return found
+    # Beyond this power of e nothing is left to add to 1.
+    power = math.exp(min(epsilon, 700.0))
+    return np.clip(np.minimum(power * q + delta, 1 - (1 - q - delta) / power), 0.0, 1.0)
 
 
 def lower_bounds(
