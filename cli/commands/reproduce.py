@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from cli.commands.run import load_runtime
-from cli.render import console, plain, print_json
+from cli.render import ceiling, console, plain, print_json
 from rdp_calc.errors import InvalidInput
 from rdp_calc.options import read_float, read_integer
 from rdp_calc.published import TABLES, Row, Table, table
@@ -133,9 +133,10 @@ def _show_report(report: Report, output: Path | None) -> None:
     shown = RichTable(title=escape(f"{report.title} ({report.reference})"), title_justify="left")
     for column in report.columns:
         numbers = any(isinstance(row[column.name], int | float) for row in report.rows)
-        shown.add_column(column.name, justify="right" if numbers else "left")
+        header = column.name.replace("_", " ")
+        shown.add_column(header, justify="right" if numbers else "left", min_width=0 if numbers else 24)
     for row in report.rows[:_SHOWN_ROWS]:
-        shown.add_row(*(escape(plain(text(value))) for value in row.values()))
+        shown.add_row(*(escape(plain(_short(row[column.name], safe=column.safe))) for column in report.columns))
     out = console()
     out.print(shown)
     left = len(report.rows) - _SHOWN_ROWS
@@ -147,6 +148,15 @@ def _show_report(report: Report, output: Path | None) -> None:
         out.print(f"[dim]{escape(note)}[/dim]")
     if output is not None:
         out.print(f"written: {escape(str(output))}")
+
+
+def _short(value: str | int | float | None, *, safe: bool) -> str:
+    """Four digits for the screen, rounded up where the number must not look smaller; the files have six."""
+    from unlearn_runtime.experiments.experiment import text
+
+    if not isinstance(value, float):
+        return text(value)
+    return ceiling(value, 4) if safe else f"{value:.4g}"
 
 
 def _show(found: Table) -> None:

@@ -17,6 +17,8 @@ MODULES = {
     "langevin-fig3c": "langevin",
     "langevin-fig4": "langevin",
     "langevin-fig5": "langevin",
+    "certified-nn-budget": "certified_network",
+    "certified-nn-eps-sweep": "certified_network",
 }
 
 
