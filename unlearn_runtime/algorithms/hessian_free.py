@@ -311,7 +311,7 @@ class _Recursion:
         return self._finished(held, scale, count)
 
     def _groups(self, step: int, batches: list[int]) -> Iterator[list[int]]:
-        """The batches of a panel in groups that are carried out together: a clipped or strongly shrinking step alone."""
+        """The batches of a panel in groups that are taken together: a clipped or strongly shrinking step alone."""
         group: list[int] = []
         for offset, k in enumerate(batches):
             t = step + offset
