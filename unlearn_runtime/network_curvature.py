@@ -113,9 +113,13 @@ class NetworkObjective:
                 first = torch.autograd.grad(loss(), self._parameters, create_graph=True, materialize_grads=True)
                 along = sum((g.reshape(-1) * part).sum() for g, part in zip(first, parts, strict=True))
                 assert isinstance(along, torch.Tensor)
-                if not along.requires_grad:
-                    return torch.zeros(self.network.size, dtype=torch.float64, device=self.network.device)
-                return _flat(torch.autograd.grad(along, self._parameters, materialize_grads=True))
+                for parameter in self._parameters:
+                    parameter.grad = None
+                if along.requires_grad:
+                    # Not ``grad``, which leaves out branches that lead to no parameter: where an operation has no
+                    # second derivative, the branch that says so is one of them, and its curvature would count as 0.
+                    along.backward()  # type: ignore[no-untyped-call]
+                return _flat(tuple(torch.zeros_like(p) if p.grad is None else p.grad for p in self._parameters))
         except (RuntimeError, NotImplementedError) as error:
             if isinstance(error, torch.OutOfMemoryError):
                 raise
