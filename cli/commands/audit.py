@@ -6,6 +6,7 @@ import csv
 import importlib.util
 import io
 import json
+import math
 import sys
 from pathlib import Path
 from typing import Any
@@ -188,9 +189,9 @@ def _show(document: dict[str, Any], output: list[Path]) -> None:
     table.add_row(f"claimed ({claim['level']})", ceiling(claim["epsilon"]), _mu(claim["mu"]))
     table.add_row(
         f"lower bounds seen ({100 * bounds['confidence']:g} %)",
-        *(f"{mark[name]}{bounds[name]:.4f}[/]" for name in ("epsilon", "mu")),
+        *(f"{mark[name]}{_floor(bounds[name])}[/]" for name in ("epsilon", "mu")),
     )
-    table.add_row("most that so many trials can show", *(f"{bounds[f'largest_{n}']:.4f}" for n in ("epsilon", "mu")))
+    table.add_row("most that so many trials can show", *(_floor(bounds[f"largest_{n}"]) for n in ("epsilon", "mu")))
     if fit is not None:
         interval = f"{fit['mu']:.4f} ({fit['lower']:.4f} to {fit['upper']:.4f})"
         table.add_row("Gaussian fit, no bound", f"{fit['epsilon']:.4f}", interval)
@@ -224,6 +225,11 @@ def _power(document: dict[str, Any]) -> str:
     if any(bounds[f"largest_{name}"] > claim[name] for name in known):
         return ""
     return ", and could not be by so few trials: raise --trials"
+
+
+def _floor(value: float) -> str:
+    """Four decimals, rounded down: a lower bound must not be shown larger than it is."""
+    return f"{math.floor(value * 10_000) / 10_000:.4f}"
 
 
 def _mu(value: float | None) -> str:

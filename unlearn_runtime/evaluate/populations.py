@@ -287,12 +287,12 @@ def _tiled(state: State, trials: int) -> State:
 
 def _difference(job: Job, start: State, other: State) -> Array:
     one, two = ({k: v for k, v in state.items() if k != "released"} for state in (start, other))
-    return _numbers(job, one)[0] - _numbers(job, two)[0]
+    found: Array = _numbers(job, one)[0] - _numbers(job, two)[0]
+    return found
 
 
 def _numbers(job: Job, state: State) -> Array:
-    found: Array = np.ascontiguousarray(job.chains(state).numpy(), dtype=np.float64)
-    return found
+    return np.ascontiguousarray(job.chains(state).numpy(), dtype=np.float64)
 
 
 def _claim(plan: dict[str, Any], certificate: dict[str, Any] | None = None) -> dict[str, Any]:
