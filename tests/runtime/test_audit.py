@@ -147,7 +147,7 @@ def test_output_perturbation_attains_its_claim_and_a_wrong_runtime_is_refuted(
     model = {"0.weight": (1, 1), "0.bias": (1,), "2.weight": (2, 1), "2.bias": (2,)}
     path = tmp_path / "model.safetensors"
     save_file({name: np.full(shape, 3.0, dtype=np.float32) for name, shape in model.items()}, path)
-    found = audited(plan, data, trials=600, start=path)
+    found = audited(plan, data, trials=800, start=path)
     assert "opposite" in found["populations"]["reference"]
     assert found["claim"]["mu"] == pytest.approx(1.0 / plan.noise_std, rel=1e-9)
     assert 0.8 * found["claim"]["mu"] <= found["lower_bounds"]["mu"] <= found["claim"]["mu"]
@@ -321,6 +321,20 @@ def test_the_worst_case_of_the_runtime_is_refuted_as_rarely_as_stated(
     plan, runs = glm_plan(plan_for, Langevin), 300
     refuted = sum(audited(plan, worst, trials=400, seed=seed)["verdict"] == "refuted" for seed in range(runs))
     assert refuted <= stats.binom.isf(1e-4, runs, 0.05)
+
+
+def test_the_half_that_is_counted_chooses_nothing() -> None:
+    """Every second model finds score and events; whatever the others are, these do not move."""
+    draws = np.random.default_rng(9)
+    one, other = draws.normal(size=(2, 200, 3))
+    seen = set()
+    for _ in range(3):
+        one[1::2], other[1::2] = draws.normal(size=(2, 100, 3)) + 5
+        found = audit(populations(one, other))
+        events = [found["lower_bounds"][f"{name}_event"] for name in ("mu", "epsilon")]
+        chosen = [(event["threshold"], event["above"], event["first"]) for event in events]
+        seen.add((found["score"], *chosen, *(point["threshold"] for point in found["curve"]["points"])))
+    assert len(seen) == 1
 
 
 def test_the_score_fits_how_the_populations_differ() -> None:
