@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from rdp_calc.errors import InvalidInput
+from rdp_calc.errors import GuardFailed, InvalidInput
 from rdp_calc.training import Recipe
 from unlearn_runtime.algorithms.descent_ascent import check_mixing, descent_ascent
 from unlearn_runtime.algorithms.finetune import finetune
@@ -315,6 +315,8 @@ def summarise(task: Task, models: list[list[Tensors]]) -> dict[str, Any]:
     for quantity in ("accuracy", "loss"):
         for part in ("train", "test", "forget"):
             values = [chain[part][quantity] for chain in measured if chain[part] is not None]  # type: ignore[index]
+            if not np.isfinite(values).all():
+                raise GuardFailed(f"the {part} {quantity} is not a finite number; use a smaller step size.")
             std = float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
             summary = {"mean": float(np.mean(values)), "std": std, "chains": len(values)} if values else None
             found[f"{part}_{quantity}"] = summary

@@ -44,9 +44,11 @@ _INSTANCE_WISE = (
     Option(name="batch_size", kind="int", help="Forgotten records in a step.", default="32"),
     Option(name="max_steps", kind="int", help="Limit of the steps of a request.", default="1000"),
     Option(name="adversarial", kind="int", help="Adversarial examples a forgotten record; 0: none.", default="20"),
-    Option(name="attack_radius", kind="float", help="How far they are from it, in prepared rows.", default="0.4"),
+    Option(name="attack_radius", kind="float", help="How far they are from it, in prepared rows.", default="0.1"),
     Option(name="attack_steps", kind="int", help="Steps of the attack that makes them.", default="100"),
-    Option(name="importance", kind="float", help="Pull on weights that matter little for them; 0: none.", default="1"),
+    Option(
+        name="importance", kind="float", help="Pull on weights that matter little for them; 0: none.", default="0.01"
+    ),
 )
 
 _LEARN = "--data builtin:digits --model mlp:64 --learn epochs=20,step-size=0.5,batch-size=64"

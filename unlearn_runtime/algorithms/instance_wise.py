@@ -32,11 +32,12 @@ _CROSSING = 40
 
 @dataclass(frozen=True, kw_only=True)
 class InstanceWise:
-    """Settings of one request; the published ones for CIFAR-10 are the defaults, the radius apart, which is in the
-    units of the prepared rows.
+    """Settings of one request.
 
     adversarial: examples a forgotten record, 0 for none. importance: weight of the pull, lambda in
-    lambda/2 sum_i held_i (w_i - w_start,i)^2, 0 for none.
+    lambda/2 sum_i held_i (w_i - w_start,i)^2, 0 for none. Step size, momentum, limit and number of examples are those
+    published for CIFAR-10. The radius is in the units of the prepared rows; published are 4 for images of norm about
+    28, and lambda 1 for networks of millions of weights, which holds small ones where they are.
     """
 
     step_size: float = 0.01
@@ -45,9 +46,9 @@ class InstanceWise:
     batch_size: int = 32
     max_steps: int = 1000
     adversarial: int = 20
-    attack_radius: float = 0.4
+    attack_radius: float = 0.1
     attack_steps: int = 100
-    importance: float = 1.0
+    importance: float = 0.01
 
     def __post_init__(self) -> None:
         check_positive("step_size", self.step_size)
