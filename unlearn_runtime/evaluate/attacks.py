@@ -193,7 +193,9 @@ def _shadows(
     trainer = trainer_for(run, pool, classes=len(classes), model=options.model)
     tell(f"{run.name}: training {options.shadows} shadow models, {trainer.how}")
     begun = time.perf_counter()
-    masks = halves(options.shadows, len(pool), source)
+    # No record under attack is left out of a pair of halves.
+    spare = np.flatnonzero(~np.isin(present, run.forgotten))
+    masks = halves(options.shadows, len(pool), source, spare=spare)
     weights = trainer.train(masks, source=source, stepper=Stepper(source, progress=progress))
     seconds = time.perf_counter() - begun
     candidates = np.concatenate([np.flatnonzero(np.isin(present, run.forgotten)), np.arange(len(present), len(pool))])

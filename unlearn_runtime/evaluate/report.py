@@ -314,28 +314,24 @@ def _closeness(states: dict[str, Models], parts: dict[str, Part]) -> dict[str, A
     if retrained is None:
         return None
     count = min(len(after.weights), len(retrained.weights))
-    found: dict[str, Any] = {}
-    for name, part in parts.items():
-        sums = np.zeros(3)
-        known = [True, True]
-        for index in range(count):
-            one = after.family.predict(after.weights[index : index + 1], part)
-            two = retrained.family.predict(retrained.weights[index : index + 1], part)
-            if one.predicted is None or two.predicted is None:
-                known[0] = False
-            else:
-                sums[0] += metrics.agreement(one.predicted, two.predicted)
-            if one.log_p is None or two.log_p is None:
-                known[1] = False
-            else:
-                sums[1] += metrics.divergence(one.log_p, two.log_p)
-                sums[2] += metrics.divergence(two.log_p, one.log_p)
-        found[name] = {
-            "agreement": float(sums[0] / count) if known[0] else None,
-            "kl_unlearned_retrained": float(sums[1] / count) if known[1] else None,
-            "kl_retrained_unlearned": float(sums[2] / count) if known[1] else None,
-        }
-    return found
+    return {name: _pairs(after, retrained, part, count) for name, part in parts.items()}
+
+
+def _pairs(one: Models, other: Models, part: Part, count: int) -> dict[str, float | None]:
+    """Model i of one against model i of the other, the mean over i < ``count``; None where there are no classes."""
+    size = one.family.chunks(count, len(part))
+    found: dict[str, list[float]] = {"agreement": [], "kl_unlearned_retrained": [], "kl_retrained_unlearned": []}
+    shares = []
+    for start in range(0, count, size):
+        chosen = slice(start, min(start + size, count))
+        p, q = (models.family.predict(models.weights[chosen], part) for models in (one, other))
+        shares.append((chosen.stop - start) / count)
+        if p.predicted is not None and q.predicted is not None:
+            found["agreement"].append(metrics.agreement(p.predicted, q.predicted))
+        if p.log_p is not None and q.log_p is not None:
+            found["kl_unlearned_retrained"].append(metrics.divergence(p.log_p, q.log_p))
+            found["kl_retrained_unlearned"].append(metrics.divergence(q.log_p, p.log_p))
+    return {name: float(np.dot(values, shares)) if values else None for name, values in found.items()}
 
 
 def _chunks(models: Models, records: int) -> list[Array]:

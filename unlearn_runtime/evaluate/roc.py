@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy.stats import beta, norm  # type: ignore[import-untyped]
+from scipy.stats import beta, t  # type: ignore[import-untyped]
 
 from rdp_calc.errors import InvalidInput
 
@@ -61,7 +61,8 @@ def auc(
     member_groups: Array | None = None,
     other_groups: Array | None = None,
 ) -> Estimate:
-    """P(member > other) + P(equal)/2 and an interval: DeLong's variance on the logit scale.
+    """P(member > other) + P(equal)/2 and an interval: DeLong's variance on the logit scale, with the quantile of
+    Student's law at Welch's degrees of freedom, because one group is often small.
 
     Groups (m,) and (k,) name the scores that belong together; the variance is then Obuchowski's. Where a variance
     cannot be had (all scores on their sides, all equal, a single group), as many disjoint pairs of groups as there are
@@ -77,10 +78,11 @@ def auc(
         counts.append(len(sums))
         spread = float(((sums - value * sizes) ** 2).sum())
         variances.append(spread * len(sums) / max(len(sums) - 1, 1) / len(placements) ** 2)
-    error = math.sqrt(sum(variances))
-    if min(counts) < 2 or not 0 < value < 1 or error == 0:
+    variance = sum(variances)
+    if min(counts) < 2 or not 0 < value < 1 or variance == 0:
         return Estimate(value, *clopper_pearson(value * min(counts), min(counts), confidence=confidence))
-    reach = _quantile(confidence) * error / (value * (1 - value))
+    freedom = variance**2 / sum(part**2 / (count - 1) for part, count in zip(variances, counts, strict=True))
+    reach = float(t.ppf((1 + confidence) / 2, freedom)) * math.sqrt(variance) / (value * (1 - value))
     centre = math.log(value / (1 - value))
     return Estimate(value, _logistic(centre - reach), _logistic(centre + reach))
 
@@ -156,10 +158,6 @@ def _grouped(values: Array, groups: Array | None) -> tuple[Array, Array]:
         return values, np.ones(len(values))
     _, index = np.unique(groups, return_inverse=True)
     return np.bincount(index, weights=values), np.bincount(index).astype(np.float64)
-
-
-def _quantile(confidence: float) -> float:
-    return float(norm.ppf((1 + confidence) / 2))
 
 
 def _logistic(value: float) -> float:

@@ -38,9 +38,10 @@ _ROWS = 4096
 _ITERATIONS = 200
 
 
-def halves(count: int, size: int, source: GaussianSource) -> Array:
+def halves(count: int, size: int, source: GaussianSource, *, spare: Array | None = None) -> Array:
     """Who trains on what, boolean (count, size): random halves of ``size`` records, every second one the complement of
-    the one before, so that each record is in half of the models. All halves have size // 2 records.
+    the one before, so that each record is in half of the models. All halves have size // 2 records; of an odd number
+    one of the records ``spare`` (numbers; all where None), another in each pair, is in neither half.
 
     Raises InvalidInput for an odd or too small number of models or fewer than two records.
     """
@@ -51,7 +52,9 @@ def halves(count: int, size: int, source: GaussianSource) -> Array:
     masks = np.zeros((count, size), dtype=bool)
     for first in range(0, count, 2):
         order = source.permutation(size)
-        # Of an odd number one record, another in each pair, is in neither half.
+        if size % 2 and spare is not None:
+            last = np.flatnonzero(np.isin(order, spare))[-1]
+            order[[last, -1]] = order[[-1, last]]
         masks[first, order[: size // 2]] = True
         masks[first + 1, order[size // 2 : 2 * (size // 2)]] = True
     return masks
