@@ -19,6 +19,7 @@ import torch
 from rdp_calc.errors import InvalidInput
 from rdp_calc.methods.hessian_free import HessianFree
 from rdp_calc.training import GLM_METHODS, SECOND_ORDER
+from unlearn_runtime import hessian_free_job, newton_job
 from unlearn_runtime.admission import Admitted, admit
 from unlearn_runtime.bindings import (
     data_fingerprint,
@@ -141,10 +142,7 @@ def _job(
     announce: Callable[[str], None],
 ) -> Job:
     if admitted.plan.method.NAME in SECOND_ORDER:
-        if isinstance(admitted.plan.method, HessianFree):
-            from unlearn_runtime.hessian_free_job import make
-        else:
-            from unlearn_runtime.newton_job import make
+        make = hessian_free_job.make if isinstance(admitted.plan.method, HessianFree) else newton_job.make
         return make(
             admitted.plan,
             admitted.dataset,
