@@ -7,6 +7,7 @@ Sekhari et al. 2021, arXiv:2103.03279.)
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -38,7 +39,7 @@ class NewtonStep:
 def newton_step(hessian: GlmHessian, *, residual: float, most_dense: int = MOST_DENSE) -> NewtonStep:
     """The step at the weights of ``hessian``, whose model is the retained objective.
 
-    Dense Hessian and Cholesky up to ``most_dense`` numbers, with refinement; conjugate gradients above. Raises
+    Conjugate gradients, or up to ``most_dense`` numbers the dense Hessian, factored, where that takes less work. Raises
     GuardFailed where the residual, rounding included, is not shown to be at most ``residual``.
     """
     return take_step(hessian, hessian.gradient(), hessian.gradient_rounding(), residual=residual, most_dense=most_dense)
@@ -53,7 +54,7 @@ def take_step(
     hidden = rounding_of(hessian, right, right_rounding, step_norm=shortest)
     if not hidden < residual:
         raise GuardFailed(below_rounding(residual, hidden))
-    if hessian.numbers > most_dense:
+    if hessian.numbers > most_dense or not _dense_is_cheaper(hessian, float(right.norm()) / residual):
         tolerance = (residual - hidden) / 2
         found = conjugate_gradients(hessian.times, right, tolerance=tolerance)
         return checked(hessian, hessian.weights - found.solution, right, right_rounding, residual, found.iterations)
@@ -67,6 +68,17 @@ def take_step(
             break
     weights = hessian.weights - step
     return checked(hessian, weights, right, right_rounding, residual, count, solver="cholesky")
+
+
+def _dense_is_cheaper(hessian: GlmHessian, reduction: float) -> bool:
+    """Whether forming and factoring the Hessian takes fewer operations than the products that conjugate gradients need
+    at worst to shorten a residual by ``reduction``: sqrt(kappa)/2 ln(2 sqrt(kappa) reduction), kappa the condition.
+    """
+    root = math.sqrt(1 + hessian.size_bound / hessian.shift)
+    products = min(root / 2 * math.log(max(2.0, 2 * root * reduction)), hessian.numbers) + 2
+    records, features, outputs = len(hessian.model.rows), hessian.model.features, hessian.model.outputs
+    dense = records * features**2 * outputs * (outputs + 1) + hessian.numbers**3 / 3
+    return dense < products * 4 * records * features * outputs
 
 
 def checked(
