@@ -363,16 +363,16 @@ class NetworkJob(Job):
 
 
 def copied(module: torch.nn.Module) -> torch.nn.Module:
-    if isinstance(module, torch.jit.ScriptModule):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch warns of its own code here
+        if not isinstance(module, torch.jit.ScriptModule):
+            return copy.deepcopy(module)
         # A deep copy of TorchScript loses which parameters are trained; a file does not.
         file = io.BytesIO()
         torch.jit.save(module, file)
         file.seek(0)
         found: torch.nn.Module = torch.jit.load(file)  # type: ignore[no-untyped-call]
         return found
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # copying an exported module makes torch warn of its own code
-        return copy.deepcopy(module)
 
 
 def chain_name(name: str, chain: int) -> str:
