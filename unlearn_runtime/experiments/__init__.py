@@ -19,6 +19,8 @@ MODULES = {
     "langevin-fig5": "langevin",
     "certified-nn-budget": "certified_network",
     "certified-nn-eps-sweep": "certified_network",
+    "hessian-free-distance": "hessian_free_distance",
+    "l2ul-table": "instance_wise",
 }
 
 
