@@ -82,7 +82,7 @@ class NetworkObjective:
         """The norm (n,) of each record's own gradient, without regulariser."""
         self._set(weights)
         if not len(self.rows):
-            return torch.zeros(0, dtype=torch.float64)
+            return weights.new_zeros(0, dtype=torch.float64)
         if not isinstance(self.network.module, torch.jit.ScriptModule):
             try:
                 return self._norms_at_once()

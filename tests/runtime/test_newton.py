@@ -165,6 +165,34 @@ def test_rounding_bounds_hold_and_say_something(loss: str, scale: float) -> None
         assert size <= factor.error < 1e6 * size
 
 
+@pytest.mark.parametrize("loss", LOSSES)
+def test_rounding_of_products_that_cancel_is_counted(loss: str) -> None:
+    """Rows nearly orthogonal to large weights: a product loses most of its digits, and what follows with it."""
+    for seed in range(5):
+        problem = make_problem(loss, seed, n=100, d=30)
+        draws = np.random.default_rng(seed)
+        along = draws.normal(size=(30, 1))
+        along /= np.linalg.norm(along)
+        x = problem.x - (problem.x @ along) @ along.T + 1e-6 * draws.normal(size=(100, 1)) @ along.T
+        problem = Problem(loss, x, problem.y, problem.l2)
+        w = (1e6 * along @ draws.uniform(0.5, 1, size=(1, problem.outputs))).ravel()
+        hessian = hessian_of(problem, w, np.full(100, True), 100)
+        gradient, matrix = _long_parts(
+            Problem(loss, x.astype(np.longdouble), problem.y, problem.l2), w.astype(np.longdouble)
+        )
+        # The regulariser's own large gradient is left out, whose rounding is another matter.
+        large = problem.l2 * w.astype(np.longdouble)
+        found = hessian.model.mean_gradient(hessian.weights).numpy().ravel() - (gradient - large)
+        assert 1e-13 < np.sqrt(float((found**2).sum())) <= hessian.gradient_rounding()
+        size = np.sqrt(float(((hessian.dense().numpy() - matrix) ** 2).sum()))
+        assert size <= hessian.dense_rounding()
+        vector = draws.normal(size=len(w))
+        product = hessian.times(torch.from_numpy(vector.reshape(hessian.weights.shape))).numpy().ravel()
+        error = np.sqrt(float(((product - matrix @ vector) ** 2).sum()))
+        assert error <= hessian.product_rounding(float(np.linalg.norm(vector)))
+        assert loss == "huber" or min(size, error) > 1e-14
+
+
 def _long_parts(problem: Problem, w: Array) -> tuple[Array, Array]:
     """scipy's functions are for doubles, so the parts are written out for long ones."""
     x, y, outputs, n = problem.x, problem.y, problem.outputs, len(problem.x)
