@@ -35,6 +35,9 @@ _CANDIDATES = 256
 #: Of ``miss``, the probability that any statement is wrong: half for epsilon, half for mu, each resting on two counts.
 _COUNTS = 4
 
+#: Share of ``miss`` at which events are compared before one is chosen.
+_WARY = 0.01
+
 _FEWEST_OF_FIT = 20
 
 #: Above it there is rounding and no noise between the scores.
@@ -285,7 +288,9 @@ def _best_event(
     u: Array, r: Array, *, name: str, delta: float, miss: float, trials: tuple[int, int]
 ) -> tuple[float, bool, str]:
     """(threshold, above, first law) of the event with the largest bound if the shares seen here came true in
-    ``trials``."""
+    ``trials``. Rare events, of which a lucky one always looks best, are held back by bounds that are harder to meet.
+    """
+    miss *= _WARY
     t = candidates(u, r)
     shares = [1 - np.searchsorted(np.sort(s), t, side="right") / len(s) for s in (u, r)]
     best: tuple[float, float, float, bool, str] | None = None

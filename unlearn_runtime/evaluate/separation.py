@@ -21,8 +21,8 @@ _MOST_WHITENED = 512
 #: Models of each population below which nothing but the difference of means is tried.
 _FEWEST = 8
 
-#: How likely a bound used for choosing among scores may be wrong: near an estimate, and wary of rare events.
-_MISS = 0.2
+#: How likely a bound used for choosing among scores may be wrong: small, or a lucky rare event would decide.
+_MISS = 1e-4
 
 
 @dataclass(frozen=True)
