@@ -330,7 +330,12 @@ class Baseline:
         if sisa is not None:
             settings = {"shards": sisa.shards, "slices": sisa.slices}
         kind = "exact" if self.method in EXACT else "empirical"
-        text = statement(self.method, fixed=fixed_names(task.make()), same_order=self.settings.same_order)
+        text = statement(
+            self.method,
+            forgotten=len(task.ids) + len(task.gone),
+            fixed=fixed_names(task.make()),
+            same_order=self.settings.same_order,
+        )
         document = {
             "schema": BASELINE_SCHEMA,
             "method": self.method,

@@ -28,8 +28,12 @@ _EXACT = {
 }
 
 
-def statement(method: str, *, fixed: list[str], same_order: bool = False) -> str:
-    """The statement of a baseline's document. ``fixed``: numbers of the model that training did not make."""
+def statement(method: str, *, forgotten: int, fixed: list[str], same_order: bool = False) -> str:
+    """The statement of a baseline's document. ``forgotten``: records forgotten by this run and those it started from.
+    ``fixed``: numbers of the model that training did not make.
+    """
+    if not forgotten:
+        return "Nothing was forgotten yet: this model was trained on all records. There is no certificate."
     if method not in _EXACT:
         return (
             f"{_EMPIRICAL[method]} {_NOT_PROVED}: outputs that look as if they were forgotten do not show that they"

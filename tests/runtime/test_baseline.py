@@ -224,6 +224,7 @@ def test_sisa_goes_on_request_after_request(baseline: Callable[..., Baseline], t
     summary = learned.run()
     assert summary["metrics"]["after"] is None
     assert summary["stop"] == {}
+    assert "Nothing was forgotten yet" in summary["statement"]
     assert stat.S_IMODE((learned.output / "model.safetensors").stat().st_mode) == 0o600
     going: dict[str, Any] = {"training": Training(), "spec": DataSpec(), "settings": Settings()}
     baseline("sisa", "first", start=learned.output, forget="2", **going).run()
