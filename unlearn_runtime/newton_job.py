@@ -102,8 +102,10 @@ class NewtonGlmJob(GlmJob):
             state["weights"].copy_(self._repeated(found[0].weights))
 
         self.stepper.run(name, 1, state, carry_out)
-        # Where a resumed run skipped the loop: what is published is always shown to be within.
-        self.taken = found[0] if found else self._step(start)
+        if not found:
+            # A resumed run skipped the loop; what is published is always what was shown to be within.
+            carry_out(0)
+        self.taken = found[0]
         return self._release(state)
 
     def retrain(self, start: State | None, mode: str) -> State:
