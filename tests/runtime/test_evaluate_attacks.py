@@ -17,6 +17,7 @@ from scipy.stats import multivariate_normal, norm
 from rdp_calc.errors import InvalidInput
 from unlearn_runtime.evaluate import lira, membership, roc
 from unlearn_runtime.evaluate.report import Options, evaluate
+from unlearn_runtime.evaluate.shadows import LinearTrainer
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -252,7 +253,8 @@ def test_models_from_before_passed_off_as_unlearned(memorised: Path, tmp_path: P
     """Chains that were unlearned are like retrained ones; the ones before, in their place, are all found out."""
     run = tmp_path / "run"
     shutil.copytree(memorised, run)
-    honest = evaluate([run], Options(attacks=("population",))).document
+    # The noise of the run is fresh: an interval that nearly always holds.
+    honest = evaluate([run], Options(attacks=("population",), confidence=0.99999)).document
     found = attack(honest, "population", "after against retrained")["auc"]
     assert found["low"] <= 0.5 <= found["high"]
     chains = load_file(run / "private" / "chains.safetensors")
@@ -266,3 +268,39 @@ def test_models_from_before_passed_off_as_unlearned(memorised: Path, tmp_path: P
 def test_everything_is_json(attacked: dict[str, Any]) -> None:
     text = json.dumps(attacked, allow_nan=False)
     assert json.loads(text) == attacked
+
+
+def test_shadow_models_see_the_records_under_attack(
+    tmp_path: Path, two_classes: str, rdp_calc_command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Shadow models that all are the released one give every record under attack its own number."""
+    rdp_calc_command(
+        f"plan langevin --data {two_classes} --loss logistic --l2 0.1 --unlearn-steps 2 --execute-learn-steps 30"
+        f" --group-size 3 --epsilon 1 --delta 1e-3 -o {tmp_path}/plan.json -q"
+    )
+    rdp_calc_command(f"run {tmp_path}/plan.json --data {two_classes} --forget 9,17,44 -o {tmp_path}/run -q")
+    weights = load_file(tmp_path / "run" / "model.safetensors")["weight"].astype(np.float64)
+    seen: list[tuple[Array, Array, Array]] = []
+
+    def online(target: Array, values: Array, inside: Array, *, variance: str) -> Array:
+        seen.append((target, values, inside))
+        return target
+
+    def train(self: Any, masks: Array, **_: Any) -> Array:
+        train_masks.append(masks)
+        return np.tile(weights, (len(masks), 1))
+
+    train_masks: list[Array] = []
+    monkeypatch.setattr(lira, "online", online)
+    monkeypatch.setattr(LinearTrainer, "train", train)
+    evaluate([tmp_path / "run"], Options(attacks=("lira",), shadows=6))
+    ((masks,), (_, released)) = train_masks, seen
+    target, values, inside = released
+    assert values.shape == inside.shape == (6, 3 + 15)
+    np.testing.assert_allclose(values, np.tile(target, (6, 1)), atol=1e-12)
+    # Records 0..59 are the training set, the test set follows.
+    np.testing.assert_array_equal(inside, masks[:, [9, 17, 44, *range(60, 75)]])
+    # Scaled logits by hand: y x.w of two classes.
+    with np.load(two_classes) as arrays:
+        margins = (2.0 * arrays["y_train"] - 1) * (arrays["X_train"] @ weights)
+    np.testing.assert_allclose(target[:3], margins[[9, 17, 44]], atol=1e-12)

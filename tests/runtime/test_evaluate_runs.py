@@ -418,6 +418,9 @@ def test_external_model_needs_its_code(
     assert set(weights) == {"weight", "bias"}
 
 
+TYPED = "--lipschitz 9 --strong-convexity 0.3 --smoothness 40 --hessian-lipschitz 10 --l2 1 --group-size 3"
+SOLVED = "--learn epochs=30,step-size=0.05,batch-size=60,weight-decay=1"
+
 SHADOWED = {
     "noisy-sgd": "noisy-sgd --loss logistic --l2 0.1 --batch-size 20 --group-size 3 --unlearn-epochs 2"
     " --execute-learn-steps 3",
@@ -425,6 +428,9 @@ SHADOWED = {
     " --group-size 3",
     "gradient-norm": "gradient-norm --loss logistic --l2 0.1 --tolerance 1e-8 --group-size 3",
     "newton": "newton --loss logistic --l2 0.1 --tolerance 1e-8 --residual 1e-9 --group-size 3",
+    "hessian-free": "hessian-free --loss logistic --l2 0.1 --batch-size 20 --step-size 0.5 --epochs 3 --group-size 3",
+    "hessian-free, network": f"hessian-free --batch-size 20 --step-size 0.02 --epochs 3 {TYPED} --model mlp:5",
+    "newton, network": f"newton {TYPED} --model mlp:5 --damping 1 --tolerance 0.01 --residual 1e-3 {SOLVED}",
     "noisy-finetune": f"noisy-finetune --model mlp:5 --learn {LEARN} --batch-size 16 --init-clip 1 --grad-clip 1"
     " --step-size 0.1 --unlearn-steps 6 --group-size 3",
     "dp-sgd": "dp-sgd --model mlp:5 --batch-size 20 --steps 5 --clip-norm 1 --step-size 0.2 --adjacency zero-out"

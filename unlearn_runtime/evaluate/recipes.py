@@ -11,7 +11,10 @@ import torch
 from rdp_calc.errors import InvalidInput
 from rdp_calc.methods.dp_sgd import DpSgd
 from rdp_calc.methods.hessian_free import HessianFree
+from rdp_calc.methods.newton import Newton
 from rdp_calc.training import EXTERNAL
+from unlearn_runtime.algorithms.descent_to_delete import published
+from unlearn_runtime.algorithms.gradient_polish import shorten_gradient
 from unlearn_runtime.algorithms.noisy_sgd import assign_slots
 from unlearn_runtime.algorithms.training import train
 from unlearn_runtime.evaluate.predictions import Part, module_of
@@ -19,6 +22,8 @@ from unlearn_runtime.evaluate.runs import RunFolder
 from unlearn_runtime.evaluate.shadows import LinearTrainer, LoopTrainer, StackedTrainer, Trainer
 from unlearn_runtime.models import initialise
 from unlearn_runtime.network import Network, check_tensors
+from unlearn_runtime.network_curvature import NetworkObjective
+from unlearn_runtime.network_job import copied
 from unlearn_runtime.noise import GaussianSource
 from unlearn_runtime.stepper import Stepper
 
@@ -42,7 +47,8 @@ def trainer_for(
         raise InvalidInput(f"{run.path} holds no training from the start, so no model can be trained by its recipe.")
     module, shape = module_of(run, model, features=part.rows.shape[1], classes=classes)
     recipe = run.training.learn
-    if recipe is not None and run.training.model != EXTERNAL and run.training.trainable is None:
+    built_in = run.training.model != EXTERNAL and run.training.trainable is None
+    if recipe is not None and built_in and not isinstance(method, Newton):
         return StackedTrainer(_fresh(module), part, recipe, input_shape=shape, losses=stacked_losses)
     return LoopTrainer(part, _one_after_another(run, module, shape))
 
@@ -72,7 +78,7 @@ def _one_after_another(
     def train_one(
         rows: torch.Tensor, labels: torch.Tensor, *, source: GaussianSource, stepper: Stepper, name: str
     ) -> torch.Tensor:
-        made = copy.deepcopy(module)
+        made = copied(module)
         network = Network(made, device="cpu", trainable=training.trainable, input_shape=shape)
         initialise(made, source)
         _restore(network, made, run.released)
@@ -104,9 +110,38 @@ def _one_after_another(
         else:
             assert training.learn is not None
             train(network, inputs, wanted, training.learn, **settings)
-        return network.weights()
+        weights = network.weights()
+        if isinstance(method, Newton):
+            exact = Network(
+                copied(made), device="cpu", dtype=torch.float64, trainable=training.trainable, input_shape=shape
+            )
+            weights = _solved(exact, rows, wanted, weights, method, solver=training.solver)
+        if plan is not None and isinstance(method, Newton | HessianFree):
+            weights = published(weights, noise_std=plan.noise_std, source=source)
+        return weights
 
     return train_one
+
+
+def _solved(
+    network: Network,
+    rows: torch.Tensor,
+    labels: torch.Tensor,
+    weights: torch.Tensor,
+    method: Newton,
+    *,
+    solver: str,
+) -> torch.Tensor:
+    """What the plan's solver makes of the recipe's result, as newton and jackknife learn."""
+    objective = NetworkObjective(network, rows, labels, l2=method.curvature.l2 or 0.0)
+    return shorten_gradient(
+        objective.gradient,
+        objective.hessian,
+        weights,
+        tolerance=method.tolerance,
+        solver=solver,
+        first_step=1 / method.curvature.smoothness,
+    )
 
 
 def _cyclic(
