@@ -14,7 +14,17 @@ import torch
 from safetensors.numpy import load_file, save_file
 from scipy import stats
 
-from rdp_calc import DataSpec, DescentToDelete, Langevin, OutputPerturbation, Plan, Target, noise, plan_from_result
+from rdp_calc import (
+    DataSpec,
+    DescentToDelete,
+    Langevin,
+    NoisySgd,
+    OutputPerturbation,
+    Plan,
+    Target,
+    noise,
+    plan_from_result,
+)
 from rdp_calc.errors import DataError, InvalidInput, VerificationFailed
 from unlearn_runtime import glm_job
 from unlearn_runtime.algorithms.noisy_step import NoisyStep
@@ -153,6 +163,14 @@ def test_output_perturbation_attains_its_claim_and_a_wrong_runtime_is_refuted(
     assert 0.8 * found["claim"]["mu"] <= found["lower_bounds"]["mu"] <= found["claim"]["mu"]
     assert found["verdict"] == "not refuted"
 
+    # The folder of a run brings the model it started from; its references are run now.
+    execution = Execution(chains=100, device="cpu", seed=2)
+    run_plan(plan.to_json(), data=data, output=tmp_path / "run", forget="0", start=path, execution=execution)
+    found = of(tmp_path / "run", seed=3)
+    assert "opposite" in found["populations"]["reference"]
+    assert found["verdict"] == "not refuted"
+    assert found["gaussian_fit"]["lower"] < found["claim"]["mu"] < found["gaussian_fit"]["upper"]
+
     original = NoisyStep.add_noise
     monkeypatch.setattr(NoisyStep, "add_noise", lambda self, std: original(self, 0.5 * std))
     check_refuted(audited(plan, data, trials=150, start=path))
@@ -252,6 +270,26 @@ def test_missing_references_are_run_on_the_data_of_the_run(folder: Path, worst: 
     np.savez(worst, X_train=np.ones((N, 1)), y_train=np.full(N, 50.0))
     with pytest.raises(DataError, match="not the data"):
         of(folder, seed=4)
+
+
+def test_slots_drawn_for_a_run_belong_to_its_reference(
+    tmp_path: Path, plan_for: Callable[..., Plan], worst: str
+) -> None:
+    plan = plan_for(
+        NoisySgd,
+        learned=3,
+        learn_epochs=3,
+        unlearn_epochs=2,
+        batch_size=20,
+        step_size=ETA,
+        data=DataSpec(features=1, preprocess="none"),
+    )
+    execution = Execution(chains=50, retrain="fresh", device="cpu", seed=2)
+    run_plan(plan.to_json(), data=worst, output=tmp_path / "run", forget="0", execution=execution)
+    assert of(tmp_path / "run")["verdict"] == "not refuted"
+    forge(tmp_path / "run", retrained=None)
+    with pytest.raises(InvalidInput, match="run again with --trials R --retrain"):
+        of(tmp_path / "run")
 
 
 def test_asked_for_trials_a_run_is_repeated(folder: Path) -> None:
