@@ -281,6 +281,7 @@ def test_slots_drawn_for_a_run_belong_to_its_reference(
         learn_epochs=3,
         unlearn_epochs=2,
         batch_size=20,
+        epsilon=5.0,
         step_size=ETA,
         data=DataSpec(features=1, preprocess="none"),
     )
