@@ -56,7 +56,7 @@ def reproduce(
     if name not in TABLES and name not in MODULES:
         raise InvalidInput(f"unknown name {name!r}; names are {', '.join((*TABLES, *MODULES))}.")
     if output is not None:
-        from unlearn_runtime.experiments.experiment import check_output
+        from unlearn_runtime.experiments.writing import check_output
 
         check_output(output)
     if name in TABLES:
@@ -72,7 +72,8 @@ def reproduce(
         _computed(table(name), output, as_json=as_json, quiet=quiet)
         return
     load_runtime()
-    from unlearn_runtime.experiments.experiment import Settings, write
+    from unlearn_runtime.experiments.experiment import Settings
+    from unlearn_runtime.experiments.writing import write
 
     experiment = find(name)
     settings = Settings(
@@ -103,8 +104,8 @@ def _refuse(name: str, own: dict[str, str | None]) -> None:
 
 def _computed(found: Table, output: Path | None, *, as_json: bool, quiet: bool) -> None:
     if output is not None:
-        from unlearn_runtime.experiments.experiment import write
         from unlearn_runtime.experiments.tables import report_of
+        from unlearn_runtime.experiments.writing import write
 
         write(report_of(found), output)
     if as_json:

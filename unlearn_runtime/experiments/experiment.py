@@ -7,12 +7,10 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from decimal import ROUND_CEILING, ROUND_HALF_EVEN, Context, Decimal
-from pathlib import Path
 from typing import Any
 
 from rdp_calc.errors import InvalidInput
@@ -193,30 +191,6 @@ def text(value: Any, missing: str = "-") -> str:
     if isinstance(value, float):
         return str(value) if math.isinf(value) else repr(value)
     return str(value)
-
-
-def write(report: Report, output: Path) -> None:
-    """NAME.csv, NAME.json, NAME.md and NAME.png in the new folder ``output``, whole or not at all."""
-    from unlearn_runtime.experiments.figure import draw
-    from unlearn_runtime.folders import new_folder
-
-    with new_folder(output) as folder:
-        (folder / f"{report.name}.csv").write_text(report.to_csv(), encoding="utf-8")
-        document = json.dumps(report.to_json(), indent=1, allow_nan=False) + "\n"
-        (folder / f"{report.name}.json").write_text(document, encoding="utf-8")
-        (folder / f"{report.name}.md").write_text(report.to_markdown(), encoding="utf-8")
-        (folder / f"{report.name}.png").write_bytes(draw(report))
-
-
-def check_output(output: Path) -> None:
-    """Raise InvalidInput, before any work, where the folder is taken or the figure could not be drawn."""
-    import importlib.util
-
-    from unlearn_runtime.folders import check_free
-
-    check_free(output)
-    if importlib.util.find_spec("matplotlib") is None:
-        raise InvalidInput("the figure of -o needs matplotlib: pip install 'rdp-calc[plots]', or use --json.")
 
 
 def _storable(value: Value) -> Value:

@@ -134,15 +134,14 @@ class LinearProblem:
     def replaced(self, count: int) -> GeneralisedLinearModel:
         """The objective with ``count`` random records replaced by random unit vectors with random labels.
 
-        The same records first: more of them contain the fewer.
+        More of them contain the fewer, with the same vectors in their places.
         """
-        random = np.random.default_rng([7, self.size, count])
         chosen = np.random.default_rng([11, self.size]).permutation(self.size)[:count]
         rows, labels = self.full.rows.clone(), self.full.labels.clone()
-        fresh = random.standard_normal((count, self.full.features))
+        fresh = np.random.default_rng([7, self.size]).standard_normal((count, self.full.features))
         fresh /= np.linalg.norm(fresh, axis=1, keepdims=True)
         rows[chosen] = torch.from_numpy(fresh).to(rows)
-        drawn = random.integers(0, max(2, self.full.outputs), count)
+        drawn = np.random.default_rng([5, self.size]).integers(0, max(2, self.full.outputs), count)
         labels[chosen] = torch.from_numpy(2 * drawn - 1 if self.loss == "logistic" else drawn).to(labels)
         return type(self.full)(rows, labels, divisor=self.size, outputs=self.full.outputs)
 
