@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from rdp_calc.errors import DataError, InvalidInput
+from rdp_calc.errors import DataError, InvalidInput, RdpCalcError
 from rdp_calc.plan import DataSpec
 from rdp_calc.training import EXTERNAL, Training
 from unlearn_runtime.data import Dataset
@@ -62,7 +62,9 @@ def check_outputs(network: Network, features: int, classes: int) -> None:
     set_mode(network.module, False)
     try:
         found = network.outputs(rows)
-    except RuntimeError as error:
+    except RdpCalcError:
+        raise
+    except Exception as error:  # a module of somebody else may fail in any way
         reason = " ".join(str(error).split())[:150]
         raise InvalidInput(f"the model cannot take rows of {features} features: {reason}.") from None
     finally:

@@ -16,7 +16,7 @@ from rdp_calc.training import Recipe
 from unlearn_runtime.algorithms.descent_ascent import descent_ascent
 from unlearn_runtime.algorithms.finetune import finetune
 from unlearn_runtime.algorithms.gradient_ascent import gradient_ascent
-from unlearn_runtime.algorithms.instance_wise import InstanceWise, unlearn_instances
+from unlearn_runtime.algorithms.instance_wise import InstanceWise, adversarial_examples, unlearn_instances
 from unlearn_runtime.algorithms.random_relabel import random_relabel, wrong_labels
 from unlearn_runtime.algorithms.retrain import fresh, retrain, retrain_in_order
 from unlearn_runtime.algorithms.sisa import Sisa, draw_places, evaluate_ensemble, mean_probabilities
@@ -347,6 +347,30 @@ def test_misclassification_is_reached_and_said(blobs: Callable[..., Any]) -> Non
     assert (stop.reason, stop.reached) == ("misclassified", 1.0)
     assert 0 < stop.steps < 1000
     assert learned.of(learned.forgotten)["accuracy"] == 0
+
+
+def test_unlearning_ends_at_the_very_step_that_reaches_its_goal(blobs: Callable[..., Any]) -> None:
+    def after(steps: int) -> Any:
+        return unlearn(Learned(blobs, forget=1), importance=0.0, step_size=0.05, max_steps=steps)
+
+    needed = after(1000).steps
+    assert (after(needed).reason, after(needed).steps) == ("misclassified", needed)
+    assert (after(needed - 1).reason, after(needed - 1).steps) == ("limit", needed - 1)
+
+
+def test_adversarial_examples_are_near_and_close_to_the_wrong_label_they_carry(learned: Learned) -> None:
+    settings = InstanceWise(adversarial=5, attack_radius=0.3)
+    found = adversarial_examples(learned.network, learned.forgotten, settings, classes=3, source=learned.source)
+    assert found is not None
+    originals, labels = learned.forgotten.rows.repeat(5, 1), learned.forgotten.labels.repeat(5)
+    assert len(found.rows) == 20
+    assert float((found.rows - originals).norm(dim=1).max()) <= 0.3 + 1e-6
+    assert bool((found.labels != labels).all())
+    assert {tuple(pair) for pair in zip(labels.tolist(), found.labels.tolist(), strict=True)} == {
+        (a, b) for a in range(3) for b in range(3) if a != b
+    }
+    losses = [learned.network.losses(learned.network.outputs(rows), found.labels) for rows in (originals, found.rows)]
+    assert bool((losses[1] < losses[0]).all())
 
 
 def test_a_limit_of_few_steps_is_said(learned: Learned) -> None:
