@@ -78,6 +78,7 @@ class Release:
                 "removed_before": [int(i) for i in admitted.gone],
                 "earlier_releases": [] if admitted.start is None else admitted.start.releases,
                 "learning_record": None if admitted.start is None else admitted.start.record or None,
+                "retrain": self.execution.retrain,
                 **self._environment(),
             }
             _write_private(private / "audit.json", audit)

@@ -80,7 +80,7 @@ def run_plan(
         model=model,
         center=center,
     )
-    with ExitStack() as opened, torch.no_grad(), _memory_named(execution):
+    with ExitStack() as opened, torch.no_grad(), memory_named(execution):
         world = World.join(admitted.device)
         opened.callback(world.leave)
         if world.size > 1 and admitted.plan.method.NAME in (*GLM_METHODS, *SECOND_ORDER):
@@ -96,7 +96,7 @@ def run_plan(
             mine = _binding(admitted, execution, world.entropy, phase=phase, model=model, source=source, world=world)
             world.check_same(json.dumps(mine, sort_keys=True).encode())
         stepper = _stepper(admitted, execution, source, world, opened, phase=phase, progress=progress, model=model)
-        job = _job(admitted, execution, source, stepper, world, announce or _silent)
+        job = build_job(admitted, execution, source, stepper, world, announce or _silent)
         check_tails(admitted.plan, source, job.size)
         release = Release(admitted=admitted, job=job, execution=execution, source=source, data=data, output=output)
         return _carry_out(phase, release, stepper, world)
@@ -133,7 +133,7 @@ def _silent(text: str) -> None:
     pass
 
 
-def _job(
+def build_job(
     admitted: Admitted,
     execution: Execution,
     source: GaussianSource,
@@ -141,6 +141,7 @@ def _job(
     world: World,
     announce: Callable[[str], None],
 ) -> Job:
+    """The job of an admitted run."""
     if admitted.plan.method.NAME in SECOND_ORDER:
         make = hessian_free_job.make if isinstance(admitted.plan.method, HessianFree) else newton_job.make
         return make(
@@ -275,7 +276,7 @@ def _summary(phase: str, release: Release, world: World, metrics: dict[str, Any]
 
 
 @contextmanager
-def _memory_named(execution: Execution) -> Iterator[None]:
+def memory_named(execution: Execution) -> Iterator[None]:
     """Turn torch's way of saying that memory ran out into the option that asked for it."""
     try:
         yield

@@ -510,7 +510,9 @@ def commands() -> Iterator[list[str]]:
     for verb in ("sigma", "epsilon", "steps", "curve", "plan"):
         yield from ([verb, method] for method in methods)
     yield ["plan", "show"]
-    yield from ([verb] for verb in ("compare", "features", "run", "verify", "explain", "reproduce", "doctor", "demo"))
+    yield from (["baseline", method] for method in ("retrain", "neggrad"))
+    runs = ("features", "run", "verify", "evaluate", "audit")
+    yield from ([verb] for verb in ("compare", *runs, "explain", "reproduce", "doctor", "demo"))
 
 
 def example(text: str) -> str | None:

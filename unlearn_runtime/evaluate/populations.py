@@ -98,7 +98,7 @@ def of_plan(document: dict[str, Any], *, data: str, forget: str, settings: Setti
     bench = _Bench(document, data=data, forget=forget, settings=settings)
     trials = bench.trials
     settings.announce(f"running 2 x {trials} independent models")
-    with torch.no_grad(), run._memory_named(bench.execution):
+    with torch.no_grad(), run.memory_named(bench.execution):
         job = bench.job()
         directions = []
         if bench.any_model:
@@ -178,7 +178,7 @@ def _with_new_reference(
     if data_fingerprint(key, bench.admitted.dataset) != documents.field(certificate, "fingerprints.data", "text"):
         raise DataError(f"{data} is not the data that {folder} was made from; give them with --data.")
     directions = []
-    with torch.no_grad(), run._memory_named(bench.execution):
+    with torch.no_grad(), run.memory_named(bench.execution):
         job = bench.job()
         if bench.any_model:
             start = bench.start(job)
@@ -226,7 +226,7 @@ class _Bench:
         source = GaussianSource(device, seed=settings.seed)
         stepper = Stepper(source, progress=settings.progress if self.admitted.module is None else None)
         world = World(device=device)
-        job = run._job(self.admitted, self.execution, source, stepper, world, settings.announce)
+        job = run.build_job(self.admitted, self.execution, source, stepper, world, settings.announce)
         check_tails(self.admitted.plan, source, job.size)
         return job
 
