@@ -117,7 +117,9 @@ def check_rounding(
     allowed, stored = rounding_allowed(method), method.group_size * storing
     if computed + stored <= allowed:
         return
-    advice = "plan with more batches' worth of error: fewer records in the data leave less room than float64 needs"
+    advice = (
+        "the proved error is too small beside the rounding of float64; plan with more epochs or a larger --step-size"
+    )
     if dtype != torch.float64 and computed > allowed / 2:
         advice = "run with --dtype float64"
     elif store is not None and store != "float64" and stored > allowed / 2:

@@ -1,4 +1,4 @@
-"""The store of vectors: what is read is what was written, in the precision asked for; damage is told, and full disks."""
+"""The store of vectors: what is read is what was written, in the precision asked for; damage is seen."""
 
 from __future__ import annotations
 
