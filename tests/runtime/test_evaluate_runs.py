@@ -220,6 +220,9 @@ def test_reference_of_another_folder(made: Callable[..., Path]) -> None:
     ]
     row = one_row(path, retrained=reference)
     assert row["distance"]["l2"] == pytest.approx(float(np.linalg.norm(weights[0] - weights[1])), rel=1e-5)
+    # What the reference took to unlearn is what retraining takes.
+    times = [json.loads((p / "private" / "metrics.json").read_text())["seconds"]["unlearn"] for p in (path, reference)]
+    assert row["seconds"]["retrain_over_unlearn"] == pytest.approx(times[1] / times[0])
     itself = one_row(reference, retrained=reference)
     assert itself["distance"]["l2"] == 0
     assert itself["predictions"]["test"]["agreement"] == 1
@@ -252,6 +255,28 @@ def test_reference_trained_now_is_that_of_the_run(adjacency: str, made: Callable
         assert values[0] == pytest.approx(values[1], abs=1e-9)
     assert rows[0]["distance"]["l2"] == pytest.approx(rows[1]["distance"]["l2"], rel=1e-5)
     assert rows[0]["seconds"]["retrain"] > 0
+
+
+@pytest.mark.usefixtures("silent")
+def test_a_later_request(
+    tmp_path: Path, made: Callable[..., Path], two_classes: str, rdp_calc_command: Command
+) -> None:
+    """What earlier requests removed is in no part, and the reference has the steps of the requests so far."""
+    rdp_calc_command(
+        f"plan langevin --loss logistic --l2 0.1 --requests 2:3,2:4,2:5 --execute-learn-steps 6 --data {two_classes}"
+        f" --epsilon 5 --delta 1e-3 -o {tmp_path}/plan.json -q"
+    )
+    run = f"run {tmp_path}/plan.json --data {two_classes} --dtype float64 -q"
+    rdp_calc_command(f"{run} --phase learn -o {tmp_path}/learned")
+    rdp_calc_command(f"{run} --phase unlearn --start {tmp_path}/learned --forget 3,4 -o {tmp_path}/one")
+    for name, retrain in (("two", ""), ("same", "--retrain")):
+        rdp_calc_command(f"{run} --phase unlearn --start {tmp_path}/one --forget 8,9 {retrain} -o {tmp_path}/{name}")
+    found, expected = one_row(tmp_path / "two", retrain=True), one_row(tmp_path / "same")
+    assert found["records"] == {"retained": 56, "forgotten": 2, "test": 15}
+    for part in ("retained", "forgotten", "test"):
+        values = [row["metrics"]["retrained"][f"{part}_loss"]["mean"] for row in (found, expected)]
+        assert values[0] == pytest.approx(values[1], abs=1e-10)
+    assert one_row(tmp_path / "two", attacks=("lira",), shadows=4)["attacks"][0]["members"] == 2
 
 
 def test_a_claim_is_about_its_own_reference(made: Callable[..., Path]) -> None:

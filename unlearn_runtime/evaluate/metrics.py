@@ -59,11 +59,14 @@ def summary(values: Array | None) -> dict[str, Any] | None:
     return {"mean": float(values.mean()), "std": float(values.std()), "chains": len(values)}
 
 
-def timing(seconds: dict[str, Any]) -> dict[str, Any]:
-    """{learn, unlearn, retrain} in seconds for all chains of the run, and how many times longer retraining took."""
+def timing(seconds: dict[str, Any], *, unlearned: int, retrained: int) -> dict[str, Any]:
+    """{learn, unlearn, retrain} in seconds for all models of their kind, and how many times longer retraining took a
+    model.
+    """
     found: dict[str, Any] = {name: seconds.get(name) for name in ("learn", "unlearn", "retrain")}
-    unlearn, retrain = found["unlearn"], found["retrain"]
-    found["retrain_over_unlearn"] = _ratio(retrain, unlearn) if retrain is not None and unlearn is not None else None
+    found["retrain_over_unlearn"] = None
+    if found["unlearn"] is not None and found["retrain"] is not None:
+        found["retrain_over_unlearn"] = _ratio(found["retrain"] / max(retrained, 1), found["unlearn"] / unlearned)
     return found
 
 

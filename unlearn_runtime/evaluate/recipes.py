@@ -39,7 +39,7 @@ def trainer_for(
     if not run.network:
         assert run.plan is not None
         assert run.constants is not None
-        return LinearTrainer(run.plan, run.constants, part, classes=classes, divisor=divisor)
+        return LinearTrainer(run.plan, run.constants, part, classes=classes, requests=run.requests, divisor=divisor)
     if any(name.startswith("shard0.") for name in run.released):
         raise InvalidInput(f"{run.path} holds an ensemble; shadow models of ensembles are not trained.")
     method = None if run.plan is None else run.plan.method

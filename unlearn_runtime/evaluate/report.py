@@ -155,7 +155,7 @@ def _subject(
     if not np.allclose(states["after"].weights[0], released.weights[0], rtol=1e-4, atol=1e-4 * _scale(released)):
         raise DataError(f"the first of the chains of {run.path} is not the model it released.")
     if options.retrained is not None:
-        states["retrained"] = _other(options.retrained, run, options)
+        states["retrained"], run.seconds["retrain"] = _other(options.retrained, run, options)
     elif options.retrain and "retrained" not in states:
         count = len(states["after"].weights)
         tell(f"{run.name}: retraining {count} model{'s' if count > 1 else ''} on the retained records")
@@ -208,8 +208,10 @@ def _parts(run: RunFolder, dataset: Dataset, classes: tuple[str, ...]) -> dict[s
     return parts
 
 
-def _other(path: Path, run: RunFolder, options: Options) -> Models:
-    """The retrained models of another folder: of a baseline ``retrain``, or of a run with --retrain."""
+def _other(path: Path, run: RunFolder, options: Options) -> tuple[Models, float | None]:
+    """The retrained models of another folder, and what they took in seconds: of a baseline ``retrain``, whose
+    unlearning it is, or of a run with --retrain.
+    """
     other = read_run(path)
     gone = [set(part.forgotten.tolist()) | set(part.gone.tolist()) for part in (run, other)]
     if gone[0] != gone[1]:
@@ -219,10 +221,11 @@ def _other(path: Path, run: RunFolder, options: Options) -> Models:
         raise DataError(f"{path} prepares its data in another way than {run.path}.")
     family = family_of(other, dataset, model=options.model)
     if other.kind == "baseline" and other.method == "retrain":
-        return Models(family, family.flat(other.released)[None])
+        weights = other.populations.get("after", family.flat(other.released)[None])
+        return Models(family, weights), other.seconds["unlearn"]
     if "retrained" not in other.populations:
         raise InvalidInput(f"{path} holds no retrained model: name a baseline retrain, or a run made with --retrain.")
-    return Models(family, other.populations["retrained"])
+    return Models(family, other.populations["retrained"]), other.seconds["retrain"]
 
 
 def _retrain(
@@ -273,7 +276,11 @@ def _row(subject: Subject, found: list[Attacked]) -> dict[str, Any]:
         "metrics": {name: _metrics(models, subject.parts) for name, models in states.items()},
         "distance": _distance(states),
         "predictions": _closeness(states, subject.parts),
-        "seconds": metrics.timing(run.seconds),
+        "seconds": metrics.timing(
+            run.seconds,
+            unlearned=len(states["after"].weights),
+            retrained=len(states["retrained"].weights) if "retrained" in states else 0,
+        ),
         "attacks": [attack.to_json() for attack in found],
     }
 

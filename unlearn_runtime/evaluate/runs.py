@@ -55,7 +55,8 @@ class Claim:
 @dataclass(frozen=True, kw_only=True)
 class RunFolder:
     """A run (with its plan) or a baseline (plan None). ``populations``: models (R, p) by state; ``network``: whether
-    the model is a torch module; ``level``: certified, conditional or none.
+    the model is a torch module; ``level``: certified, conditional or none; ``requests``: how many of the plan's were
+    carried out.
     """
 
     path: Path
@@ -67,6 +68,7 @@ class RunFolder:
     document: dict[str, Any]
     spec: DataSpec
     training: Training
+    requests: int
     constants: Constants | None
     network: bool
     data_source: str
@@ -155,6 +157,7 @@ def _run(path: Path) -> RunFolder:
         document=stored,
         spec=plan.data,
         training=training,
+        requests=field(certificate, "executed.request", "integer", optional=True) or 1,
         constants=None if network else constants,
         network=network,
         key=key,
@@ -187,6 +190,7 @@ def _baseline(path: Path) -> RunFolder:
         document=document,
         spec=DataSpec.from_json(document),
         training=_training(document),
+        requests=1,
         constants=None,
         network=True,
         key=_key(path, audit),

@@ -71,16 +71,24 @@ class Trainer(ABC):
 
 
 class LinearTrainer(Trainer):
-    """The whole pipeline of a plan on a generalised linear model, learning steps and those of the request, all models
-    as columns of one matrix. ``divisor``: what sums of gradients are divided by, None for the number of records kept.
+    """The whole pipeline of a plan on a generalised linear model, learning steps and those of so many ``requests``, all
+    models as columns of one matrix. ``divisor``: what sums of gradients are divided by, None for the number of records
+    kept.
     """
 
     how = "one batch, models as columns of one weight matrix"
 
     def __init__(
-        self, plan: Plan, constants: Constants, part: Part, *, classes: int, divisor: int | None = None
+        self,
+        plan: Plan,
+        constants: Constants,
+        part: Part,
+        *,
+        classes: int,
+        requests: int = 1,
+        divisor: int | None = None,
     ) -> None:
-        self._plan, self._constants, self._divisor = plan, constants, divisor
+        self._plan, self._constants, self._requests, self._divisor = plan, constants, requests, divisor
         options: dict[str, Any] = {}
         labels = part.labels.numpy()
         if constants.loss == "huber":
@@ -148,7 +156,7 @@ class LinearTrainer(Trainer):
             steps, decay, radius = method.training_steps, method.step_decay, None
         else:
             # Learning and what the requests add, as the reference of the plan runs them.
-            turns = (plan.executed_learn_steps or 0) + sum(turns for _, turns in method.asked())
+            turns = (plan.executed_learn_steps or 0) + sum(turns for _, turns in method.asked()[: self._requests])
             steps, decay, radius = turns * len(slots), 1.0, method.radius
         noise = torch.empty_like(weights)
 
