@@ -144,6 +144,33 @@ def test_methods_that_say_so_use_nothing_of_the_forgotten_records(
     assert moved is (method != "finetune")
 
 
+@pytest.mark.parametrize("same_order", [True, False])
+def test_same_order_begins_and_goes_on_as_the_first_training(
+    same_order: bool, baseline: Callable[..., Baseline], monkeypatch: pytest.MonkeyPatch, arrays: Any
+) -> None:
+    batches: list[Array] = []
+    starts: list[Array] = []
+    real = Network.gradient
+
+    def spy(self: Network, rows: torch.Tensor, labels: torch.Tensor) -> Any:
+        batches.append(rows.numpy().copy())
+        starts.append(self.flat.numpy().copy())
+        return real(self, rows, labels)
+
+    monkeypatch.setattr(Network, "gradient", spy)
+    baseline("retrain", settings=Settings(same_order=same_order)).run()
+    # 6 epochs of 4 batches of 60 records, and of 57 or 60 with holes.
+    first, second = batches[:24], batches[24:]
+    forgotten = arrays[0][[2, 7, 11]].astype(np.float32)
+
+    def without(rows: Array) -> Array:
+        return rows[~np.array([np.isclose(forgotten, row, atol=1e-6).all(axis=1).any() for row in rows])]
+
+    alike = len(first) == len(second) and all(np.array_equal(without(a), b) for a, b in zip(first, second, strict=True))
+    assert alike is same_order
+    assert np.array_equal(starts[0], starts[24]) is same_order
+
+
 @pytest.mark.parametrize("method", [name for name in METHODS if name != "sisa"])
 def test_what_a_start_forgot_is_never_looked_at(
     method: str, baseline: Callable[..., Baseline], monkeypatch: pytest.MonkeyPatch, arrays: Any
