@@ -93,7 +93,7 @@ def reproduce(
     elif quiet:
         _print_answers(report)
     else:
-        _show_report(report, output)
+        _show_report(report, output, command=experiment.command)
 
 
 def _refuse(name: str, own: dict[str, str | None]) -> None:
@@ -125,7 +125,7 @@ def _print_answers(report: Report) -> None:
             print(text(value))
 
 
-def _show_report(report: Report, output: Path | None) -> None:
+def _show_report(report: Report, output: Path | None, *, command: str) -> None:
     from rich.markup import escape
     from rich.table import Table as RichTable
 
@@ -147,6 +147,8 @@ def _show_report(report: Report, output: Path | None) -> None:
     out.print(f"[dim]{escape(plain(settings))}[/dim]")
     for note in report.notes:
         out.print(f"[dim]{escape(note)}[/dim]")
+    if report.settings["scale"] < 1:
+        out.print(f"[dim]published size: {escape(command)}[/dim]")
     if output is not None:
         out.print(f"written: {escape(str(output))}")
 

@@ -41,8 +41,10 @@ def test_quiet_prints_the_answers_alone(rdp: Call) -> None:
 def test_the_screen_shows_the_table_and_what_it_does_not_prove(rdp: Call) -> None:
     found = rdp(FIG4)
     assert found.code == 0
+    shown = " ".join(found.out.split())
     for wanted in ("Langevin, ours", "retraining, same noise", "a certificate covers one released model", "chains 4"):
-        assert wanted in " ".join(found.out.split()), found.out
+        assert wanted in shown
+    assert "published size: rdp-calc reproduce langevin-fig4" in shown
 
 
 def test_a_table_writes_the_same_files(rdp: Call, empty_folder: Path) -> None:

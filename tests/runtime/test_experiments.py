@@ -255,6 +255,35 @@ def test_fewer_steps_reach_the_accuracy_of_retraining(name: str, report: Callabl
     assert mean(ours, "accuracy") == pytest.approx(mean(again, "accuracy"), abs=0.1)
 
 
+def test_several_classes_run_as_softmax_with_the_constants_of_each_side(data: str, one_thread: None) -> None:
+    """Published code takes M = 2, L = 1 + l2; sqrt(2) and 1/2 + l2 are proved (theory 3 and 13)."""
+    from unlearn_runtime.experiments.linear import LinearProblem
+
+    settings = Settings(data=data, classes=("3", "5", "8"), scale=0.02, seed=1)
+    found = find("langevin-fig4").run(settings)
+    assert found.settings["loss"] == "softmax"
+    assert all(0 < row["accuracy"] <= 1 for row in found.rows)  # type: ignore[operator]
+    problem = LinearProblem.load(settings)
+    for published, lipschitz, smoothness in ((True, 2.0, 1.0), (False, math.sqrt(2), 0.5)):
+        method = problem.langevin(published=published, unlearn_steps=1)
+        assert method.constants.lipschitz == pytest.approx(lipschitz, rel=1e-12)
+        assert method.constants.smoothness == pytest.approx(smoothness + problem.l2, rel=1e-12)
+        assert method.step_size == pytest.approx(1 / (smoothness + problem.l2), rel=1e-12)
+
+
+def test_stored_noise_is_taken_for_the_published_problem_alone(data: str) -> None:
+    from unlearn_runtime.experiments.langevin import _stored
+    from unlearn_runtime.experiments.linear import LinearProblem
+
+    problem = LinearProblem.load(Settings(data=data, scale=0.02, seed=1))
+    assert _stored(problem, 1) is None
+
+    class Published:
+        size, loss = 11982, "logistic"
+
+    assert _stored(Published(), 1) == (0.1872, 0.094, 0.019, 0.0096, 0.0049, 0.0021)  # type: ignore[arg-type]
+
+
 def test_requests_in_sequence_take_fewer_steps(report: Callable[[str], Report]) -> None:
     found = report("langevin-fig3b")
     last = {str(row["method"]): row["steps_in_all"] for row in found.rows if row["removed"] == 4}

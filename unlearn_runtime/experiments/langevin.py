@@ -54,13 +54,14 @@ def fig3a(settings: Settings) -> Report:
             common = {"unlearn_steps": steps, "epsilon": epsilon}
             for name, published in (("Langevin, published noise", True), ("Langevin, ours", False)):
                 method = problem.langevin(published=published, unlearn_steps=steps)
-                stored = STORED_SIGMAS.get(("MNIST", problem.size), {}).get(steps) if published else None
-                sigma = stored[place] if stored and problem.loss == "logistic" else _sigma(problem, method, epsilon)
+                stored = _stored(problem, steps) if published else None
+                bound = "lsi-published" if published else "shifted"
+                sigma = stored[place] if stored else _least_noise(problem, method, epsilon, bound)
                 weights = _unlearned(problem, method, changed, sigma)
                 rows.append({"method": name, **common, **_noise(problem, method, sigma), **problem.accuracy(weights)})
             for name, published in (("descent-to-delete, published", True), ("descent-to-delete, ours", False)):
                 deleting = problem.descent_to_delete(published=published, unlearn_steps=steps)
-                std = _sigma(problem, deleting, epsilon, "neel-thm9" if published else "shifted")
+                std = _least_noise(problem, deleting, epsilon, "neel-thm9" if published else "shifted")
                 moved = problem.descend(changed, noiseless, steps=steps, step_size=deleting.step_size, noise_std=0.0)
                 found = _noise(problem, deleting, std) | {"sigma": None}
                 rows.append({"method": name, **common, **found, **problem.accuracy(problem.noised(moved, std))})
@@ -241,13 +242,18 @@ def _noise_free(problem: LinearProblem, model: GeneralisedLinearModel) -> torch.
     return problem.descend(model, problem.zeros(1), steps=steps, step_size=size, noise_std=0.0)
 
 
-def _sigma(problem: LinearProblem, method: Method, epsilon: float, bound: str | None = None) -> float:
-    """The least noise of a bound; by default the published one of typed constants and ours of proved ones."""
-    if bound is None:
-        bound = "shifted" if getattr(method, "constants").loss else "lsi-published"  # noqa: B009
+def _least_noise(problem: LinearProblem, method: Method, epsilon: float, bound: str) -> float:
+    """The least noise that a bound asks for."""
     answer = calibrate.noise(method, Target(epsilon=epsilon, delta=problem.delta), bound=bound).answer
     assert isinstance(answer, float)
     return answer
+
+
+def _stored(problem: LinearProblem, steps: int) -> tuple[float, ...] | None:
+    """The noise the public code holds for EPSILONS, where the problem is its MNIST."""
+    if problem.loss != "logistic":
+        return None
+    return STORED_SIGMAS.get(("MNIST", problem.size), {}).get(steps)
 
 
 def _noise(problem: LinearProblem, method: Method, noise: float) -> dict[str, Value]:
