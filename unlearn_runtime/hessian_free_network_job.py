@@ -37,7 +37,7 @@ from unlearn_runtime.hessian_free_job import (
 )
 from unlearn_runtime.job import State
 from unlearn_runtime.network import Network
-from unlearn_runtime.network_curvature import NetworkObjective, estimate_constants
+from unlearn_runtime.network_curvature import NetworkObjective, extreme_eigenvalues
 from unlearn_runtime.network_job import NetworkJob, chain_name, copied
 from unlearn_runtime.newton_network_job import Seen
 from unlearn_runtime.noise import GaussianSource
@@ -47,8 +47,9 @@ from unlearn_runtime.vectors import VectorWriter
 
 Array = npt.NDArray[Any]
 
-#: Steps of a run at which Hessians are looked at, and records of the batch whose own are.
-_LOOKS, _SINGLE_RECORDS = 4, 2
+#: Steps of a run at which Hessians are looked at, records of the batch whose own are, products spent on each of those,
+#: and vectors along which Hessians change.
+_LOOKS, _SINGLE_RECORDS, _SINGLE_STEPS, _MOVES = 4, 2, 10, 2
 
 #: Room for rounding, relatively, where what was seen is compared with the plan.
 _SLACK = 1 + 1e-6
@@ -134,7 +135,12 @@ class HessianFreeNetworkJob(NetworkJob):
         writer = VectorWriter(private / VECTORS, count, self.size, dtype=store, announce=self.announce)
         self._vectors(self._learned, 0).compute(np.arange(count), writer.write)
         self._check_storing(writer.largest_error, store)
-        return stored_record(writer, writer.finish(), computed_in=str(self.network.dtype).removeprefix("torch."))
+        return stored_record(
+            writer,
+            writer.finish(),
+            computed_in=str(self.network.dtype).removeprefix("torch."),
+            constants_seen=self._seen(),
+        )
 
     def start_from(self, tensors: dict[str, torch.Tensor], *, state: bool = True) -> State:
         if not state:
@@ -152,10 +158,12 @@ class HessianFreeNetworkJob(NetworkJob):
         return {"learn_steps": None, "unlearn_steps": None, "matrix_dtype": dtype, "update_dtype": "float64"}
 
     def audit(self) -> dict[str, Any]:
-        seen = {name: value for name, value in vars(self.seen).items() if np.isfinite(value)}
-        return {**super().audit(), "constants_seen": seen, "storing_error": self.storing_error}
+        return {**super().audit(), "constants_seen": self._seen(), "storing_error": self.storing_error}
 
     # Parts
+
+    def _seen(self) -> dict[str, float]:
+        return {name: value for name, value in vars(self.seen).items() if np.isfinite(value)}
 
     def _trained(self, start: State, *, retained: bool, name: str) -> State:
         found = {key: value.clone() for key, value in start.items() if key not in ("weights", "released")}
@@ -212,30 +220,45 @@ class HessianFreeNetworkJob(NetworkJob):
         assert self.ids is not None
         stored = StoredVectors(self.start_folder, size=self.size, count=self.method.dataset_size)
         self._check_storing(stored.number("storing_error"), stored.store.dtype)
+        self.seen.note(**{name: stored.number(f"constants_seen.{name}") for name in vars(self.seen)})
+        self.check_seen()
         return torch.from_numpy(stored.store.total(self.ids)).to(self.network.device)
 
     def _check_storing(self, error: float, store: str) -> None:
         self.storing_error = error
         check_rounding(self.method, computed=0.0, storing=error, dtype=torch.float64, store=store)
 
-    def look(self, training: NetworkTraining, t: int, weights: torch.Tensor) -> None:
-        """What is seen of the plan's constants at one step of a run, on a float64 copy of the module."""
+    def look(self, training: NetworkTraining, t: int, weights: torch.Tensor, carried: torch.Tensor) -> None:
+        """What is seen of the plan's constants at one step of a run, on a float64 copy of the module. How Hessians
+        change is looked at where the bound needs it: between the run and where the vectors say the reference is.
+        """
         network = Network(copied(self._pristine), **{**self._settings, "dtype": torch.float64})
         own, mine = network.module.state_dict(), self._module.state_dict()
         with torch.no_grad():
             for name in self._fixed_names(mine):
                 own[name].copy_(mine[name])
         chosen = training.batch(t)
-        objective = NetworkObjective(
-            network, training.rows[chosen].double(), training.labels[chosen], l2=training.schedule.l2
-        )
-        found = estimate_constants(objective, weights, records=_SINGLE_RECORDS)
+        rows, labels = training.rows[chosen].double(), training.labels[chosen]
+        objective = NetworkObjective(network, rows, labels, l2=training.schedule.l2)
+        hessian = objective.hessian(weights)
+        ends = extreme_eigenvalues(hessian, self.size, device=weights.device)
+        norms = objective.record_norms(weights)
         self.seen.note(
-            lipschitz=found.lipschitz,
-            smoothness=found.smoothness,
-            strong_convexity=found.strong_convexity,
-            hessian_lipschitz=found.hessian_lipschitz,
+            lipschitz=float(norms.max()),
+            smoothness=max(abs(ends.smallest), abs(ends.largest)),
+            strong_convexity=ends.smallest,
         )
+        for index in norms.argsort(descending=True, stable=True)[:_SINGLE_RECORDS].tolist():
+            one = slice(index, index + 1)
+            alone = objective.part(rows[one], labels[one], l2=objective.l2).hessian(weights)
+            its = extreme_eigenvalues(alone, self.size, steps=_SINGLE_STEPS, device=weights.device)
+            self.seen.note(smoothness=max(abs(its.smallest), abs(its.largest)))
+        slope = objective.gradient(weights)
+        for move in carried[carried.norm(dim=1).argsort(descending=True)[:_MOVES]].double():
+            length = float(move.norm())
+            if length > 0:
+                rest = objective.gradient(weights + move) - slope - hessian(move)
+                self.seen.note(hessian_lipschitz=2 * float(rest.norm()) / length**2)
         self.check_seen()
 
     def check_seen(self) -> None:
@@ -271,11 +294,11 @@ class _WatchedVectors:
     def __init__(self, job: HessianFreeNetworkJob, training: NetworkTraining, final: torch.Tensor) -> None:
         self._job = job
         steps = training.schedule.steps
-        looks = {round(i * (steps - 1) / max(1, _LOOKS - 1)) for i in range(_LOOKS)}
+        looks = {round((i + 1) * (steps - 1) / _LOOKS) for i in range(_LOOKS)}
 
-        def watch(t: int, weights: torch.Tensor) -> None:
+        def watch(t: int, weights: torch.Tensor, carried: torch.Tensor) -> None:
             if t in looks:
-                job.look(training, t, weights)
+                job.look(training, t, weights, carried)
 
         self._pass = NetworkVectors(training, final, watch)
 

@@ -80,14 +80,13 @@ class NetworkTraining:
 class NetworkVectors:
     """The second pass over a finished training run.
 
-    training: at the initial weights. final (p,): what the run ended with. receive: takes the numbers of records and
-    their vectors (k, p), in the dtype of the network. watch: told the step and the weights before it, in the first
-    pass.
+    training: at the initial weights. final (p,): what the run ended with. watch: in the first pass told the step, the
+    weights before it and the vectors that are carried along (k, p).
     """
 
     training: NetworkTraining
     final: torch.Tensor
-    watch: Callable[[int, torch.Tensor], object] | None = None
+    watch: Callable[[int, torch.Tensor, torch.Tensor], object] | None = None
 
     def compute(self, ids: Sequence[int] | Array, receive: Callable[[Array, torch.Tensor], object]) -> float:
         """Hand over the vectors of ``ids``; returns the largest norm of a gradient of one of them, regulariser left
@@ -121,7 +120,7 @@ class NetworkVectors:
         longest = 0.0
         for t in range(schedule.steps):
             if watched and self.watch is not None:
-                self.watch(t, run.weights)
+                self.watch(t, run.weights, found)
             chosen = run.batch(t)
             k = t % run.slots.batches
             own = slice(*np.searchsorted(places, run.slots.bounds[k : k + 2]).tolist())
