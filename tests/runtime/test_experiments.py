@@ -427,6 +427,16 @@ def test_too_few_records_are_told(tmp_path: Path) -> None:
         find("l2ul-table").run(Settings(data=str(path), seed=1))
 
 
+@pytest.mark.parametrize("name", MODULES)
+def test_data_without_test_records_of_the_classes_are_told(name: str, data: str, tmp_path: Path) -> None:
+    with np.load(data) as arrays:
+        found = dict(arrays)
+    found["X_test"], found["y_test"] = found["X_test"][:3], np.array([5, 5, 5])
+    np.savez(tmp_path / "other.npz", **found)
+    with pytest.raises(DataError, match="no test record of the classes 3, 8"):
+        find(name).run(Settings(data=str(tmp_path / "other.npz"), classes=("3", "8")))
+
+
 # The published figure
 
 

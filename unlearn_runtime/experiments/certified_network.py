@@ -27,10 +27,10 @@ from rdp_calc.profiles import renyi
 from rdp_calc.published import LARGEST_ORDER, finetune_mu
 from rdp_calc.result import Result
 from rdp_calc.training import Recipe, Training
-from unlearn_runtime.data import Dataset, select_classes
+from unlearn_runtime.data import Dataset
 from unlearn_runtime.execution import Execution
 from unlearn_runtime.experiments.experiment import Column, Experiment, Panel, Report, Settings, Value
-from unlearn_runtime.experiments.records import load_split, preprocessing
+from unlearn_runtime.experiments.records import preprocessing, select
 from unlearn_runtime.job import State
 from unlearn_runtime.models.builtin import build
 from unlearn_runtime.network_job import NetworkJob
@@ -92,7 +92,7 @@ class Task:
     @classmethod
     def load(cls, settings: Settings) -> Task:
         """Raises DataError where a tenth of the records is none."""
-        dataset, classes = select_classes(load_split(settings), settings.classes)
+        dataset, classes = select(settings)
         size, features = dataset.x_train.shape
         if size * FORGET < 1:
             raise DataError(f"{dataset.source} has {size} training records; a tenth of them must be one or more.")

@@ -25,10 +25,10 @@ from unlearn_runtime.algorithms.hessian_free import Schedule, Slots, Trajectory,
 from unlearn_runtime.algorithms.jackknife import jackknife_step
 from unlearn_runtime.algorithms.newton import newton_step
 from unlearn_runtime.algorithms.noisy_sgd import assign_slots
-from unlearn_runtime.data import encode_labels, preprocess, select_classes
+from unlearn_runtime.data import encode_labels, preprocess
 from unlearn_runtime.execution import Execution
 from unlearn_runtime.experiments.experiment import Column, Experiment, Panel, Report, Settings, Value
-from unlearn_runtime.experiments.records import load_split, preprocessing
+from unlearn_runtime.experiments.records import preprocessing, select
 from unlearn_runtime.glm import GeneralisedLinearModel
 from unlearn_runtime.glm_losses import Softmax
 from unlearn_runtime.noise import GaussianSource
@@ -51,7 +51,7 @@ Array = npt.NDArray[Any]
 
 def distance(settings: Settings) -> Report:
     """Distance to retraining, and the proved bound on it, by method and number of forgotten records."""
-    dataset, classes = select_classes(load_split(settings), settings.classes)
+    dataset, classes = select(settings)
     size = min(RECORDS, len(dataset.y_train))
     counts = [count for count in FORGOTTEN if 2 * count <= size]
     if not counts:
@@ -156,7 +156,7 @@ def _distances(run: Trajectory, ids: Array) -> dict[str, tuple[float, float | No
     free = HessianFree.from_options(
         **common,
         **shape,
-        batch_size=BATCH,
+        batch_size=min(BATCH, size),
         epochs=EPOCHS,
         step_size=STEP_SIZE,
         step_decay=STEP_DECAY,

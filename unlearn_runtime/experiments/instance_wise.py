@@ -22,10 +22,9 @@ from rdp_calc.training import Recipe
 from unlearn_runtime.algorithms.instance_wise import InstanceWise, unlearn_instances
 from unlearn_runtime.algorithms.retrain import fresh
 from unlearn_runtime.algorithms.training import train
-from unlearn_runtime.data import select_classes
 from unlearn_runtime.execution import Execution
 from unlearn_runtime.experiments.experiment import Column, Experiment, Panel, Report, Settings, Value
-from unlearn_runtime.experiments.records import load_split, preprocessing
+from unlearn_runtime.experiments.records import preprocessing, select
 from unlearn_runtime.models.builtin import build, input_shape_for
 from unlearn_runtime.network import Network
 from unlearn_runtime.network_records import NetworkRecords, labelled_records
@@ -58,7 +57,7 @@ ACCURACIES = ("forgotten", "retained", "test")
 
 def l2ul_table(settings: Settings) -> Report:
     """Accuracies on forgotten, retained and test records by method and number of forgotten records."""
-    dataset, classes = select_classes(load_split(settings), settings.classes)
+    dataset, classes = select(settings)
     size, features = dataset.x_train.shape
     counts = [count for count in COUNTS if count <= MOST * size]
     if not counts:

@@ -14,14 +14,13 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from rdp_calc.errors import DataError
 from rdp_calc.methods.descent_to_delete import DescentToDelete
 from rdp_calc.methods.langevin import Langevin
 from unlearn_runtime.algorithms.langevin import Update, descent
-from unlearn_runtime.data import Dataset, encode_labels, preprocess, select_classes
+from unlearn_runtime.data import encode_labels, preprocess
 from unlearn_runtime.execution import Execution
 from unlearn_runtime.experiments.experiment import Settings
-from unlearn_runtime.experiments.records import load_split, preprocessing
+from unlearn_runtime.experiments.records import preprocessing, select
 from unlearn_runtime.glm import GeneralisedLinearModel
 from unlearn_runtime.glm_losses import MODELS
 from unlearn_runtime.noise import GaussianSource
@@ -60,10 +59,10 @@ class LinearProblem:
 
     @classmethod
     def load(cls, settings: Settings) -> LinearProblem:
-        """Raises DataError for data without a test set."""
-        dataset, classes = _selected(settings)
-        if dataset.x_test is None or dataset.y_test is None:
-            raise DataError(f"{dataset.source} has no test set of these classes; accuracies need one.")
+        """Raises DataError for data without test records of the classes."""
+        dataset, classes = select(settings, PUBLISHED_CLASSES)
+        assert dataset.x_test is not None
+        assert dataset.y_test is not None
         device = Execution(device=settings.device).torch_device()
         size = len(dataset.y_train)
         loss = "logistic" if len(classes) == 2 else "softmax"
@@ -183,11 +182,3 @@ class LinearProblem:
         found = self.test.accuracy(weights)
         assert found is not None
         return {"accuracy": float(found.mean()), "accuracy_std": float(found.std())}
-
-
-def _selected(settings: Settings) -> tuple[Dataset, tuple[str, ...]]:
-    dataset = load_split(settings)
-    classes = settings.classes
-    if classes is None and set(PUBLISHED_CLASSES) <= {str(label) for label in np.unique(dataset.y_train)}:
-        classes = PUBLISHED_CLASSES
-    return select_classes(dataset, classes)
