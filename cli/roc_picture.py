@@ -43,7 +43,7 @@ def roc_picture(curves: Sequence[Traced], claims: Sequence[dict[str, Any]], *, k
             edge = certified_tpr(grid, epsilon=epsilon, delta=delta)
             if mu is not None:
                 edge = edge.clip(max=certified_tpr(grid, epsilon=epsilon, delta=delta, mu=mu))
-            name = f"certified, unlearned against retrained: ({epsilon:.4g}, {delta:.2g})"
+            name = f"certified, unlearned against its reference: ({epsilon:.4g}, {delta:.2g})"
             axes.fill_between(grid, low, edge, color="C2", alpha=0.12, linewidth=0)
             axes.plot(grid, edge, color="C2", linewidth=1.2, linestyle="--", label=name)
         for index, curve in enumerate(curves):

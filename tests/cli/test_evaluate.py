@@ -174,7 +174,6 @@ def test_reference_from_another_folder(rdp: Call) -> None:
         ("run --data missing.npz", 6, "no such file"),
         ("run --data builtin:digits", 6, "digits"),
         ("reference --attack population", 2, "--trials 100 --retrain"),
-        ("sisa --attack lira", 2, "ensemble"),
         ("run --retrained sisa", 2, "holds no retrained model"),
     ],
 )

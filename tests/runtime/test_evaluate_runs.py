@@ -206,6 +206,9 @@ def test_ensemble_predicts_the_mean_of_its_members(made: Callable[..., Path], re
     assert row["metrics"]["after"]["test_loss"]["mean"] == pytest.approx(expected, abs=1e-5)
     assert (row["kind"], row["certificate_level"], row["claim"]) == ("baseline", "none", None)
     assert "exact" in row["statement"]
+    again = one_row(path, attacks=("lira",), shadows=4, retrain=True)
+    assert again["distance"]["l2"] > 0
+    assert [part["target"] for part in again["attacks"]] == ["before", "after", "retrained"]
 
 
 # The reference

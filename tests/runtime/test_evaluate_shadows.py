@@ -22,7 +22,7 @@ from rdp_calc.training import Recipe
 from unlearn_runtime.algorithms.training import train
 from unlearn_runtime.evaluate.predictions import Part
 from unlearn_runtime.evaluate.recipes import stacked_losses
-from unlearn_runtime.evaluate.shadows import LinearTrainer, LoopTrainer, StackedTrainer, halves
+from unlearn_runtime.evaluate.shadows import EnsembleTrainer, LinearTrainer, LoopTrainer, StackedTrainer, halves
 from unlearn_runtime.models import build, initialise
 from unlearn_runtime.network import Network
 from unlearn_runtime.noise import GaussianSource
@@ -292,3 +292,21 @@ def test_loop_gives_each_model_its_records(blobs: Callable[..., tuple[Array, Arr
     found = LoopTrainer(part_of(x, y), mean).train(masks, source=source, stepper=Stepper(source))
     for weights, mask in zip(found, masks, strict=True):
         np.testing.assert_allclose(weights, x[mask & (y == 1)].mean(axis=0))
+
+
+def test_members_of_an_ensemble_share_its_records(blobs: Callable[..., tuple[Array, Array]]) -> None:
+    """Three members: disjoint shares of equal size, within the half of their ensemble, side by side in one row."""
+    x, y = blobs(n=40)
+    masks = halves(4, 40, GaussianSource(CPU, seed=1))
+
+    def who(rows: torch.Tensor, labels: torch.Tensor, **_: Any) -> torch.Tensor:
+        return (torch.from_numpy(x)[:, None] == rows[None]).all(dim=2).any(dim=1).double()
+
+    source = GaussianSource(CPU, seed=1)
+    member = LoopTrainer(part_of(x, y), who)
+    found = EnsembleTrainer(member, 3).train(masks, source=source, stepper=Stepper(source)).reshape(4, 3, 40)
+    assert (found.sum(axis=2) == 6).all()
+    assert found.sum(axis=1).max() == 1
+    assert not (found.sum(axis=1) > masks).any()
+    # Drawn anew for each ensemble: not the first records in order.
+    assert all(np.flatnonzero(part[0]).max() > np.flatnonzero(part[1]).min() for part in found)

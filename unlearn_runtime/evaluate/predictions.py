@@ -154,7 +154,7 @@ class Ensemble(Family):
         }
 
     def flat(self, tensors: dict[str, torch.Tensor]) -> Array:
-        return np.concatenate([self.member.flat(_shard(tensors, k)) for k in range(self.count)])
+        return np.concatenate([self.member.flat(shard(tensors, k)) for k in range(self.count)])
 
     def outputs(self, weights: Array, rows: torch.Tensor) -> torch.Tensor:
         members = self.member.outputs(weights.reshape(-1, self.member.size), rows)
@@ -171,11 +171,16 @@ def family_of(run: RunFolder, dataset: Dataset, *, model: str | None) -> Family:
     if not run.network:
         assert run.constants is not None
         return Linear(run.constants, features=features, classes=len(classes))
-    count = len({name.split(".")[0] for name in run.released if _is_sharded(name)})
-    tensors = _shard(run.released, 0) if count else run.released
+    count = members_of(run)
+    tensors = shard(run.released, 0) if count else run.released
     member = Networks(_network(run, model, features=features, classes=len(classes)))
     member.flat(tensors)
     return Ensemble(member, count) if count else member
+
+
+def members_of(run: RunFolder) -> int:
+    """Members of an ensemble; 0 for a single model."""
+    return len({name.split(".")[0] for name in run.released if _is_sharded(name)})
 
 
 def _network(run: RunFolder, model: str | None, *, features: int, classes: int) -> Network:
@@ -249,7 +254,8 @@ def _is_sharded(name: str) -> bool:
     return bool(dot) and head.startswith("shard") and head.removeprefix("shard").isdecimal()
 
 
-def _shard(tensors: dict[str, torch.Tensor], number: int) -> dict[str, torch.Tensor]:
+def shard(tensors: dict[str, torch.Tensor], number: int) -> dict[str, torch.Tensor]:
+    """The tensors of one member of an ensemble."""
     prefix = f"shard{number}."
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 

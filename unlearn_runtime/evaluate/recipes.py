@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
 
+from rdp_calc.documents import field
 from rdp_calc.errors import InvalidInput
 from rdp_calc.methods.dp_sgd import DpSgd
 from rdp_calc.methods.hessian_free import HessianFree
@@ -17,9 +19,9 @@ from unlearn_runtime.algorithms.descent_to_delete import published
 from unlearn_runtime.algorithms.gradient_polish import shorten_gradient
 from unlearn_runtime.algorithms.noisy_sgd import assign_slots
 from unlearn_runtime.algorithms.training import train
-from unlearn_runtime.evaluate.predictions import Part, module_of
+from unlearn_runtime.evaluate.predictions import Part, members_of, module_of, shard
 from unlearn_runtime.evaluate.runs import RunFolder
-from unlearn_runtime.evaluate.shadows import LinearTrainer, LoopTrainer, StackedTrainer, Trainer
+from unlearn_runtime.evaluate.shadows import EnsembleTrainer, LinearTrainer, LoopTrainer, StackedTrainer, Trainer
 from unlearn_runtime.models import initialise
 from unlearn_runtime.network import Network, check_tensors
 from unlearn_runtime.network_curvature import NetworkObjective
@@ -40,8 +42,12 @@ def trainer_for(
         assert run.plan is not None
         assert run.constants is not None
         return LinearTrainer(run.plan, run.constants, part, classes=classes, requests=run.requests, divisor=divisor)
-    if any(name.startswith("shard0.") for name in run.released):
-        raise InvalidInput(f"{run.path} holds an ensemble; shadow models of ensembles are not trained.")
+    members = members_of(run)
+    if members:
+        if (field(run.document, "settings.slices", "integer", optional=True) or 1) > 1:
+            raise InvalidInput(f"{run.path} was trained in slices; models like it are trained from one slice only.")
+        alone = replace(run, released=shard(run.released, 0))
+        return EnsembleTrainer(trainer_for(alone, part, classes=classes, model=model), members)
     method = None if run.plan is None else run.plan.method
     if run.training.learn is None and not isinstance(method, DpSgd | HessianFree):
         raise InvalidInput(f"{run.path} holds no training from the start, so no model can be trained by its recipe.")

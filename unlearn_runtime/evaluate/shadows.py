@@ -282,6 +282,25 @@ class StackedTrainer(Trainer):
         return found_weights
 
 
+class EnsembleTrainer(Trainer):
+    """Ensembles of ``count`` members, each on a random share of the records of its ensemble; shares have one size."""
+
+    def __init__(self, member: Trainer, count: int) -> None:
+        self._member, self._count = member, count
+        self.how = member.how
+
+    def train(self, masks: Array, *, source: GaussianSource, stepper: Stepper) -> Array:
+        shares = np.zeros((len(masks), self._count, masks.shape[1]), dtype=bool)
+        for mask, parts in zip(masks, shares, strict=True):
+            members = np.flatnonzero(mask)[source.permutation(int(mask.sum()))]
+            size = len(members) // self._count
+            for number, part in enumerate(parts):
+                part[members[number * size : (number + 1) * size]] = True
+        flat = self._member.train(shares.reshape(-1, masks.shape[1]), source=source, stepper=stepper)
+        found: Array = flat.reshape(len(masks), -1)
+        return found
+
+
 class LoopTrainer(Trainer):
     """One model after another: ``train_one(rows, labels, source, stepper, name)`` gives the numbers (p,) of one."""
 
