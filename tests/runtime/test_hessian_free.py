@@ -134,6 +134,8 @@ def test_vectors_are_those_of_a_loop_over_records(
     monkeypatch.setattr(hessian_free, "PANEL_ROWS", panel_rows)
     monkeypatch.setattr(hessian_free, "_dual_pays", lambda *_, **__: dual)
     monkeypatch.setattr(hessian_free, "_COLUMNS", 7)
+    monkeypatch.setattr(hessian_free, "_ALIGNED", 2)
+    monkeypatch.setattr(hessian_free, "_SMALL_BYTES", 0)
     # The last two shrink so much that the factor 1 - eta l2 is 0, or negative, or cannot be divided out.
     for changes in ({}, {"step_decay": 0.97, "l2": 0.4, "step_size": 1.4}, {"step_size": 0.5, "l2": 2.0}):
         problem = make(loss, **changes)
@@ -149,7 +151,8 @@ def test_vectors_are_those_of_a_loop_over_records(
 @pytest.mark.parametrize("loss", LOSSES)
 def test_several_threads_and_long_runs_of_a_small_factor(loss: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hessian_free, "_COLUMNS", 5)
-    monkeypatch.setattr(hessian_free, "_split", lambda records, width, height: np.array_split(records, 5))
+    monkeypatch.setattr(hessian_free, "_ALIGNED", 1)
+    monkeypatch.setattr(hessian_free, "_SMALL_BYTES", 0)
     # (1 - 0.45)^100 is 1e-26: the common factor has to be multiplied in on the way.
     problem = make(loss, epochs=100 / 6, l2=0.45, step_size=1.0)
     torch.set_num_threads(2)

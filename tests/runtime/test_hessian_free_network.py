@@ -224,6 +224,6 @@ def test_phases_of_a_folder(
     away = np.abs(found.numpy() - state["weights"][0].numpy() - added)
     assert away.max() < document["parameters"]["noise_std"] / 100
     assert np.abs(added).max() > 100 * away.max()
+    several = {**shared, "execution": Execution(dtype="float64", chains=2)}
     with pytest.raises(InvalidInput, match="vectors of one chain; use --phase all"):
-        several = {**shared, "execution": Execution(dtype="float64", chains=2)}
         run_plan(document, output=tmp_path / "V", forget="7", **start, **several)

@@ -35,11 +35,15 @@ Array = npt.NDArray[np.int64]
 #: Rows of a panel: enough for its products to run at full speed, few enough for the corrections within it to be cheap.
 PANEL_ROWS = 128
 
-#: Columns that one thread works on: its share of Z, or of A, stays in its cache.
+#: Columns that one thread works on: its share of Z, or of A, stays in its cache. Products are a fifth slower where the
+#: number of columns is no multiple of vector registers.
 _COLUMNS = 1024
+_ALIGNED = 16
 
-#: Bytes of A or Z that are worked on at a time on a GPU, and of curvatures that are kept for all steps.
+#: Bytes of A or Z that are worked on at a time on a GPU; those that are not divided; those of second derivatives that
+#: are kept for all steps.
 _CUDA_BYTES = 4 * 2**30
+_SMALL_BYTES = 2**18
 _KEPT_BYTES = 512 * 2**20
 
 #: Outside of these the common factor is multiplied into the matrix.
@@ -215,7 +219,8 @@ def compute_vectors(run: Trajectory, ids: Array, receive: Receiver, *, dtype: to
     sorted_by_place = np.argsort(places, kind="stable")
     with torch.no_grad():
         work = _Recursion(run, dtype, columns=len(ids))
-        parts = _split(sorted_by_place, work.width, work.height)
+        size = work.records_at_once(len(ids))
+        parts = [sorted_by_place[start : start + size] for start in range(0, len(ids), size)]
 
         def one(part: Array) -> tuple[Array, torch.Tensor]:
             return part, work.columns_of(places[part])
@@ -235,12 +240,17 @@ def compute_vectors(run: Trajectory, ids: Array, receive: Receiver, *, dtype: to
             torch.set_num_threads(threads)
 
 
-def _split(records: Array, width: int, height: int) -> list[Array]:
-    """Parts of nearly equal size whose columns stay in the cache."""
-    count = max(1, round(len(records) * width / _COLUMNS))
-    if height * width * len(records) * 8 <= 2**18:
-        count = 1
-    return [part for part in np.array_split(records, min(count, len(records))) if len(part)]
+@dataclass
+class _Part:
+    """The vectors of some records under way: held (height, q k) x scale, k records at ``places`` in the order; moved
+    and changes are room for the rows of one panel.
+    """
+
+    places: Array
+    held: torch.Tensor
+    moved: torch.Tensor
+    changes: torch.Tensor
+    scale: float = 1.0
 
 
 class _Recursion:
@@ -250,18 +260,28 @@ class _Recursion:
         model = run.model
         self.run, self.dtype, self.cuda = run, dtype, model.rows.is_cuda
         n, d = model.rows.shape
-        self.rows = model.rows.to(dtype)
+        padded = -(-d // _ALIGNED) * _ALIGNED if d >= 4 * _ALIGNED else d
+        self.rows = torch.nn.functional.pad(model.rows.to(dtype), (0, padded - d))
         self.basis = _basis(model.outputs).to(model.rows.device)
         self.width = self.basis.shape[1]
         self.panels = list(run.slots.panels(PANEL_ROWS))
         epochs = run.products.shape[0]
         self.dual = not run.clipped and _dual_pays(n, d, epochs=epochs, columns=columns * self.width)
-        self.height = n if self.dual else d
+        self.height = n if self.dual else padded
         self.gram = self.rows @ self.rows.t() if self.dual else None
         # Of the rows of a panel among themselves.
         self.grams = [self._gram(panel) for panel in self.panels]
         size = n * epochs * self.width * (self.width + 1) * dtype.itemsize
         self.kept = [self._bends(epoch, 0, n) for epoch in range(epochs)] if size <= _KEPT_BYTES else None
+
+    def records_at_once(self, count: int) -> int:
+        """How many records make a part, a multiple of ``_ALIGNED`` or all."""
+        if self.height * self.width * count * 8 <= _SMALL_BYTES:
+            return count
+        columns = _COLUMNS
+        if self.cuda:
+            columns = max(_COLUMNS, _CUDA_BYTES // (self.height * self.dtype.itemsize))
+        return max(1, columns // (self.width * _ALIGNED)) * _ALIGNED
 
     def _gram(self, panel: list[int]) -> torch.Tensor:
         part = self._range(panel)
@@ -292,23 +312,23 @@ class _Recursion:
 
     def columns_of(self, places: Array) -> torch.Tensor:
         """The vectors (k, p) of the records at these places in the order, which are ascending."""
-        count = len(places)
-        held = self.rows.new_zeros((self.height, self.width * count))
-        scale, schedule = 1.0, self.run.schedule
+        columns, bounds = self.width * len(places), self.run.slots.bounds
+        most = max(part.stop - part.start for part in map(self._range, self.panels))
+        room = self.rows.new_empty((2, most, columns))
+        part = _Part(places, self.rows.new_zeros((self.height, columns)), room[0], room[1])
         step = 0
         for epoch in range(self.run.products.shape[0]):
             for panel, gram in zip(self.panels, self.grams, strict=True):
-                batches = panel[: max(0, schedule.steps - step)]
-                # The steps before the first visit to one of these records leave zeros.
-                if not batches or (epoch == 0 and self._range(panel).stop <= places[0]):
+                batches = panel[: max(0, self.run.schedule.steps - step)]
+                # Steps before the first visit to one of these records leave zeros.
+                if epoch == 0 and self._range(panel).stop <= places[0]:
                     step += len(batches)
                     continue
                 for group in self._groups(step, batches):
-                    first = self.run.slots.bounds[group[0]] - self.run.slots.bounds[panel[0]]
-                    last = self.run.slots.bounds[group[-1] + 1] - self.run.slots.bounds[panel[0]]
-                    scale = self._advance(held, scale, places, epoch, step, group, gram[first:last, first:last])
+                    own = slice(bounds[group[0]] - bounds[panel[0]], bounds[group[-1] + 1] - bounds[panel[0]])
+                    self._advance(part, epoch, step, group, gram[own, own])
                     step += len(group)
-        return self._finished(held, scale, count)
+        return self._finished(part)
 
     def _groups(self, step: int, batches: list[int]) -> Iterator[list[int]]:
         """The batches of a panel in groups that are taken together: a clipped or strongly shrinking step alone."""
@@ -329,53 +349,45 @@ class _Recursion:
     def _shrink(self, t: int) -> float:
         return 1.0 - self.run.schedule.size(t) * self.run.schedule.l2
 
-    def _advance(
-        self,
-        held: torch.Tensor,
-        scale: float,
-        places: Array,
-        epoch: int,
-        step: int,
-        group: list[int],
-        gram: torch.Tensor,
-    ) -> float:
-        """The steps of a group of batches on ``held``, which stands for held x scale; returns the new scale."""
-        bounds, part, count = self.run.slots.bounds, self._range(group), len(places)
-        if not _LEAST_SCALE <= abs(scale) <= _MOST_SCALE or step in self.run.clipped:
-            held *= scale
-            scale = 1.0
-        rows = self.rows[part]
+    def _advance(self, part: _Part, epoch: int, step: int, group: list[int], gram: torch.Tensor) -> None:
+        """The steps of a group of batches."""
+        bounds, here, count, held = self.run.slots.bounds, self._range(group), len(part.places), part.held
+        if not _LEAST_SCALE <= abs(part.scale) <= _MOST_SCALE or step in self.run.clipped:
+            held *= part.scale
+            part.scale = 1.0
+        rows = self.rows[here]
+        moved, changes = part.moved[: len(rows)], part.changes[: len(rows)]
         if self.gram is None:
-            moved = rows @ held
+            torch.mm(rows, held, out=moved)
         else:
             # Rows that were not visited yet have no coefficients.
-            reach = part.stop if epoch == 0 else len(self.rows)
-            moved = self.gram[part, :reach] @ held[:reach]
+            reach = here.stop if epoch == 0 else len(self.rows)
+            torch.mm(self.gram[here, :reach], held[:reach], out=moved)
         if step in self.run.clipped:
-            self._clipped_step(held, moved, places, epoch, step, group[0])
-            return 1.0
-        bends, residuals = self.bends(epoch, part)
-        changes = torch.empty_like(moved)
+            self._clipped_step(part, moved, epoch, step, group[0])
+            return
+        bends, residuals = self.bends(epoch, here)
         for offset, k in enumerate(group):
-            own = slice(bounds[k] - part.start, bounds[k + 1] - part.start)
+            own = slice(bounds[k] - here.start, bounds[k + 1] - here.start)
             size = own.stop - own.start
             eta, shrink = self.run.schedule.size(step + offset), self._shrink(step + offset)
             if own.start:
                 moved[own].addmm_(gram[own, : own.start], changes[: own.start])
+            before = part.scale
             if abs(shrink) < _LEAST_SHRINK:
-                held *= scale * shrink
-                before, scale = scale, 1.0
+                held *= before * shrink
+                part.scale = 1.0
             else:
-                before, scale = scale, scale * shrink
+                part.scale *= shrink
             if size:
                 change = changes[own].view(size, self.width, count)
-                _bend(bends[own], moved[own].view(size, self.width, count), -eta / size * (before / scale), change)
-                self._inject(change, residuals[own], places, bounds[k], eta / size / scale)
+                factor = -eta / size * (before / part.scale)
+                _bend(bends[own], moved[own].view(size, self.width, count), factor, change)
+                self._inject(change, residuals[own], part.places, bounds[k], eta / size / part.scale)
         if self.gram is None:
             held.addmm_(rows.t(), changes)
         else:
-            held[part] += changes
-        return scale
+            held[here] += changes
 
     def _inject(self, change: torch.Tensor, residuals: torch.Tensor, places: Array, start: int, factor: float) -> None:
         """Records of a batch that are among the columns start to contribute."""
@@ -385,30 +397,29 @@ class _Recursion:
             columns = torch.arange(int(first), int(last), device=change.device)
             change[rows, :, columns] += residuals[rows] * factor
 
-    def _clipped_step(
-        self, held: torch.Tensor, moved: torch.Tensor, places: Array, epoch: int, step: int, k: int
-    ) -> None:
+    def _clipped_step(self, part: _Part, moved: torch.Tensor, epoch: int, step: int, k: int) -> None:
         """One step whose gradient was clipped, on A itself."""
-        part, count, schedule = self._range([k]), len(places), self.run.schedule
+        here, count, schedule = self._range([k]), len(part.places), self.run.schedule
         direction, factor = self.run.clipped[step]
-        size = part.stop - part.start
-        slope = schedule.l2 * held
+        size = here.stop - here.start
+        slope = schedule.l2 * part.held
         if size:
-            bends, residuals = self.bends(epoch, part)
-            change = torch.empty_like(moved).view(size, self.width, count)
+            bends, residuals = self.bends(epoch, here)
+            change = part.changes[:size].view(size, self.width, count)
             _bend(bends, moved.view(size, self.width, count), 1.0 / size, change)
-            self._inject(change, residuals, places, part.start, -1.0 / size)
-            slope.addmm_(self.rows[part].t(), change.view(size, -1))
-        along = (direction @ self.basis).to(self.dtype).reshape(-1)
+            self._inject(change, residuals, part.places, here.start, -1.0 / size)
+            slope.addmm_(self.rows[here].t(), change.view(size, -1))
+        along = (direction @ self.basis).to(self.dtype)
+        along = torch.nn.functional.pad(along, (0, 0, 0, self.height - len(along))).reshape(-1)
         slopes = slope.view(-1, count)
         slopes -= along[:, None] * (along @ slopes)
-        held.sub_(slope, alpha=schedule.size(step) * factor)
+        part.held.sub_(slope, alpha=schedule.size(step) * factor)
 
-    def _finished(self, held: torch.Tensor, scale: float, count: int) -> torch.Tensor:
-        held *= scale
-        features = self.rows.shape[1]
-        flat = held.t() @ self.rows if self.dual else held.t()
-        if self.width == self.run.model.outputs == 1:
+    def _finished(self, part: _Part) -> torch.Tensor:
+        held, count, features = part.held, len(part.places), self.run.model.features
+        held *= part.scale
+        flat = (held.t() @ self.rows if self.dual else held.t())[:, :features]
+        if self.run.model.outputs == 1:
             return flat.contiguous()
         spread = self.basis.to(self.dtype) @ flat.reshape(self.width, count * features)
         return spread.view(-1, count, features).transpose(0, 1).reshape(count, -1)
