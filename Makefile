@@ -39,6 +39,8 @@ bench: $(VENV)/.dev
 	$(VENV)/bin/python benchmarks/langevin_runtime.py
 	$(VENV)/bin/python benchmarks/chains.py
 	$(VENV)/bin/python benchmarks/network_runtime.py
+	$(VENV)/bin/python benchmarks/recollection.py
+	$(VENV)/bin/python benchmarks/shadows.py
 
 # the table of docs/comparison.md
 comparison: $(VENV)/.dev
