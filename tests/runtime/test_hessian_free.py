@@ -163,6 +163,22 @@ def test_several_threads_and_long_runs_of_a_small_factor(loss: str, monkeypatch:
     assert relative(found, loop(problem, list(range(23)))[1]) < 1e-11
 
 
+@pytest.mark.parametrize("dual", [False, True])
+def test_rows_of_many_features(dual: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wide enough for rows to be padded; batches of one to four records."""
+    monkeypatch.setattr(hessian_free, "_dual_pays", lambda *_, **__: dual)
+    for loss, clip in (("softmax", None), ("logistic", 0.2)):
+        problem = make(loss, n=8, d=67, batch=3, clip_norm=None if dual else clip)
+        slots = np.array([0, 0, 1, 2, 2, 2, 0, 2])
+        schedule = replace(problem.schedule, steps=11)
+        problem = replace(problem, slots=slots, schedule=schedule)
+        run = problem.run()
+        assert relative(vectors(run, np.arange(8)).numpy(), loop(problem, list(range(8)))[1]) < 1e-12
+        assert vectors(run, []).shape == (0, 67 * problem.outputs)
+    with pytest.raises(ValueError, match="do not fill 3 batches"):
+        Slots.of(np.array([0, 2, 0]), 3)
+
+
 @pytest.mark.parametrize("wrong", [{"early": True}, {"dropped": 1}])
 @pytest.mark.parametrize("loss", LOSSES)
 def test_wrong_recursions_are_told_apart(loss: str, wrong: dict[str, Any]) -> None:

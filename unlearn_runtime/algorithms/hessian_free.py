@@ -79,8 +79,10 @@ class Slots:
 
     @classmethod
     def of(cls, slots: Array, batches: int) -> Slots:
-        """From the batch of every record. A batch may be empty."""
+        """From the batch of every record; no batch may be empty."""
         counts = np.bincount(slots, minlength=batches)
+        if len(counts) != batches or not counts.all():
+            raise ValueError(f"slots do not fill {batches} batches")
         return cls(np.argsort(slots, kind="stable"), [0, *np.cumsum(counts).tolist()])
 
     @property
@@ -157,7 +159,7 @@ class Training:
         self.model.residuals_(products, self.model.labels[rows])
         if self.present is not None:
             products *= self.present[rows, None]
-        gradient = (batch.t() @ products).div_(max(1, len(batch))).add_(weights, alpha=self.schedule.l2)
+        gradient = (batch.t() @ products).div_(len(batch)).add_(weights, alpha=self.schedule.l2)
         clip = self.schedule.clip_norm
         if clip is not None:
             length = float(gradient.norm())
@@ -379,11 +381,10 @@ class _Recursion:
                 part.scale = 1.0
             else:
                 part.scale *= shrink
-            if size:
-                change = changes[own].view(size, self.width, count)
-                factor = -eta / size * (before / part.scale)
-                _bend(bends[own], moved[own].view(size, self.width, count), factor, change)
-                self._inject(change, residuals[own], part.places, bounds[k], eta / size / part.scale)
+            change = changes[own].view(size, self.width, count)
+            factor = -eta / size * (before / part.scale)
+            _bend(bends[own], moved[own].view(size, self.width, count), factor, change)
+            self._inject(change, residuals[own], part.places, bounds[k], eta / size / part.scale)
         if self.gram is None:
             held.addmm_(rows.t(), changes)
         else:
@@ -402,13 +403,11 @@ class _Recursion:
         here, count, schedule = self._range([k]), len(part.places), self.run.schedule
         direction, factor = self.run.clipped[step]
         size = here.stop - here.start
-        slope = schedule.l2 * part.held
-        if size:
-            bends, residuals = self.bends(epoch, here)
-            change = part.changes[:size].view(size, self.width, count)
-            _bend(bends, moved.view(size, self.width, count), 1.0 / size, change)
-            self._inject(change, residuals, part.places, here.start, -1.0 / size)
-            slope.addmm_(self.rows[here].t(), change.view(size, -1))
+        bends, residuals = self.bends(epoch, here)
+        change = part.changes[:size].view(size, self.width, count)
+        _bend(bends, moved.view(size, self.width, count), 1.0 / size, change)
+        self._inject(change, residuals, part.places, here.start, -1.0 / size)
+        slope = torch.addmm(part.held, self.rows[here].t(), change.view(size, -1), beta=schedule.l2)
         along = (direction @ self.basis).to(self.dtype)
         along = torch.nn.functional.pad(along, (0, 0, 0, self.height - len(along))).reshape(-1)
         slopes = slope.view(-1, count)

@@ -55,7 +55,7 @@ class NetworkTraining:
 
     def step(self, t: int) -> torch.Tensor:
         chosen = self.batch(t)
-        size = max(1, len(chosen))
+        size = len(chosen)
         if self.present is not None:
             chosen = chosen[self.present[chosen]]
         self.network.set_weights(self.weights)
@@ -178,9 +178,6 @@ class _Derivatives:
         def slope(at: torch.Tensor) -> torch.Tensor:
             found: torch.Tensor = grad(self._loss)(at, rows, labels)
             return found
-
-        if not len(rows):
-            return self._l2 * directions
 
         def products() -> torch.Tensor:
             # Hessians are symmetric: the gradient of the gradient along each direction. Forward derivatives are not
