@@ -57,6 +57,9 @@ class Curvature:
             )
         if set(self.typed) != set(NAMES) or self.loss is not None:
             losses.check_loss(self.loss or "", self.l2, self.feature_norm, self.huber_threshold)
+        if self.loss == "huber" and "hessian_lipschitz" not in self.typed:
+            # Its Hessian jumps: whatever is said here is an estimate, in a plan edited by hand too.
+            raise InvalidInput("loss huber proves no hessian_lipschitz: it can only be estimated.")
 
     @property
     def record_smoothness(self) -> arb:

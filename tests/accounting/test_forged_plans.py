@@ -12,6 +12,7 @@ from rdp_calc import DataSpec, Langevin, Target, noise, plan_from_result, regist
 from rdp_calc.documents import digest
 from rdp_calc.errors import InvalidInput
 from rdp_calc.methods import Method
+from rdp_calc.plan import plan_from_json
 
 TARGET = Target(epsilon=1.0, delta=1e-5)
 LOGISTIC = {"dataset_size": 1000, "adjacency": "remove", "loss": "logistic", "l2": 0.05}
@@ -92,3 +93,25 @@ def test_expanding_minibatches_count_every_step() -> None:
         convexity="none",
     )
     assert float(registry.bound("shifted").evidence(method, 1.0, 1.0).mu.upper()) >= 0.45584
+
+
+@pytest.mark.parametrize("kind", ["newton", "hessian-free"])
+def test_huber_losses_prove_nothing_of_how_their_hessian_changes(kind: str) -> None:
+    # With threshold 0.1, a record at every kink and four steps of 0.9, such a plan was wrong by a factor of 19.
+    own = {"tolerance": 1e-9} if kind == "newton" else {"batch_size": 40, "step_size": 0.9, "learn_steps": 4}
+    method = registry.method(kind).from_options(
+        dataset_size=40,
+        adjacency="zero-out",
+        loss="huber",
+        huber_threshold=0.1,
+        l2=1e-3,
+        hessian_lipschitz=0.2722,
+        **own,
+    )
+    document = plan(method)
+    assert document["certificate_level"] == "conditional"
+    constants = [{**entry, "status": "proved"} for entry in document["problem"]["constants"]]
+    changed = forged(document, "problem.constants", constants)
+    with pytest.raises(InvalidInput, match="can only be estimated"):
+        plan_from_json(changed)
+    assert not verify_document(changed).holds
