@@ -2,7 +2,7 @@
 
 from typing import Any
 
-__all__ = ["Execution", "LangevinClassifier", "run_plan"]
+__all__ = ["Execution", "LangevinClassifier", "NetworkRecollection", "Recollection", "run_plan"]
 
 
 def __getattr__(name: str) -> Any:
@@ -10,6 +10,10 @@ def __getattr__(name: str) -> Any:
         from unlearn_runtime.estimators import LangevinClassifier
 
         return LangevinClassifier
+    if name in ("Recollection", "NetworkRecollection"):
+        from unlearn_runtime import recollection
+
+        return getattr(recollection, name)
     if name == "Execution":
         from unlearn_runtime.execution import Execution
 
