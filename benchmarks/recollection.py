@@ -23,8 +23,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from unlearn_runtime.algorithms.hessian_free import Schedule, Slots, Trajectory, compute_vectors, train, vectors
+from unlearn_runtime.algorithms.hessian_free import compute_vectors, vectors
 from unlearn_runtime.algorithms.hessian_free_network import NetworkTraining, NetworkVectors
+from unlearn_runtime.algorithms.slotted_training import Schedule, Slots, Trajectory, train
 from unlearn_runtime.glm_losses import Softmax
 from unlearn_runtime.models.builtin import build, initialise
 from unlearn_runtime.network import Network

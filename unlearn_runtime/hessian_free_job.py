@@ -22,15 +22,9 @@ from rdp_calc.methods.hessian_free import HessianFree
 from rdp_calc.plan import Plan
 from rdp_calc.training import Training as TrainingBlock
 from unlearn_runtime.algorithms.descent_to_delete import published
-from unlearn_runtime.algorithms.hessian_free import (
-    Schedule,
-    Slots,
-    Training,
-    Trajectory,
-    compute_vectors,
-    vectors,
-)
+from unlearn_runtime.algorithms.hessian_free import compute_vectors, vectors
 from unlearn_runtime.algorithms.noisy_sgd import assign_slots, check_slots
+from unlearn_runtime.algorithms.slotted_training import Schedule, Slots, Training, Trajectory
 from unlearn_runtime.data import Dataset
 from unlearn_runtime.execution import DTYPES, Execution
 from unlearn_runtime.glm_job import GlmJob

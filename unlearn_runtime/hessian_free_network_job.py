@@ -20,9 +20,9 @@ from rdp_calc.methods.hessian_free import HessianFree
 from rdp_calc.plan import Plan
 from rdp_calc.training import Training as TrainingBlock
 from unlearn_runtime.algorithms.descent_to_delete import published
-from unlearn_runtime.algorithms.hessian_free import Slots
 from unlearn_runtime.algorithms.hessian_free_network import NetworkTraining, NetworkVectors
 from unlearn_runtime.algorithms.noisy_sgd import assign_slots
+from unlearn_runtime.algorithms.slotted_training import Slots
 from unlearn_runtime.data import Dataset
 from unlearn_runtime.execution import Execution
 from unlearn_runtime.hessian_free_job import (

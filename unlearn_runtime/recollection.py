@@ -17,8 +17,9 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 
 from rdp_calc.errors import DataError, InvalidInput
 from rdp_calc.finetune import check_not_negative, check_positive
-from unlearn_runtime.algorithms.hessian_free import Schedule, Slots, compute_vectors, train
+from unlearn_runtime.algorithms.hessian_free import compute_vectors
 from unlearn_runtime.algorithms.hessian_free_network import NetworkTraining, NetworkVectors
+from unlearn_runtime.algorithms.slotted_training import Schedule, Slots, train
 from unlearn_runtime.execution import DTYPES
 from unlearn_runtime.glm_losses import MODELS
 from unlearn_runtime.network import Network, predictions, set_mode

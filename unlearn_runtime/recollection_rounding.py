@@ -41,7 +41,7 @@ import torch
 from rdp_calc.errors import GuardFailed
 from rdp_calc.methods.hessian_free import HessianFree
 from rdp_calc.reals import round_down, round_up
-from unlearn_runtime.algorithms.hessian_free import Trajectory
+from unlearn_runtime.algorithms.slotted_training import Trajectory
 from unlearn_runtime.glm_losses import Huber, Logistic
 from unlearn_runtime.rounding import ROUNDING_SHARE
 

@@ -13,7 +13,8 @@ from scipy.special import expit, softmax
 
 from rdp_calc.methods.hessian_free import HessianFree
 from unlearn_runtime.algorithms import hessian_free
-from unlearn_runtime.algorithms.hessian_free import Schedule, Slots, Trajectory, train, vectors
+from unlearn_runtime.algorithms.hessian_free import vectors
+from unlearn_runtime.algorithms.slotted_training import Schedule, Slots, Trajectory, train
 from unlearn_runtime.glm_losses import MODELS
 from unlearn_runtime.recollection_rounding import rounding_allowed, rounding_bound
 

@@ -15,8 +15,8 @@ from rdp_calc import DataSpec, Target, calibrate, plan_from_result
 from rdp_calc.errors import GuardFailed, InvalidInput
 from rdp_calc.methods.hessian_free import HessianFree
 from rdp_calc.training import Training
-from unlearn_runtime.algorithms.hessian_free import Schedule, Slots
 from unlearn_runtime.algorithms.hessian_free_network import NetworkTraining, NetworkVectors
+from unlearn_runtime.algorithms.slotted_training import Schedule, Slots
 from unlearn_runtime.data import Dataset
 from unlearn_runtime.execution import Execution
 from unlearn_runtime.hessian_free_job import make

@@ -18,7 +18,7 @@ from torch.func import functional_call, grad, vjp, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from rdp_calc.errors import GuardFailed
-from unlearn_runtime.algorithms.hessian_free import Schedule, Slots
+from unlearn_runtime.algorithms.slotted_training import Schedule, Slots
 from unlearn_runtime.network import Network, set_mode
 
 Array = npt.NDArray[np.int64]
