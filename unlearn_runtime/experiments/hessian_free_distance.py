@@ -21,10 +21,11 @@ from rdp_calc.methods.jackknife import Jackknife
 from rdp_calc.methods.newton import Newton
 from rdp_calc.reals import precision, round_up
 from unlearn_runtime.algorithms.glm_hessian import GlmHessian
-from unlearn_runtime.algorithms.hessian_free import Schedule, Slots, Trajectory, train, vectors
+from unlearn_runtime.algorithms.hessian_free import vectors
 from unlearn_runtime.algorithms.jackknife import jackknife_step
 from unlearn_runtime.algorithms.newton import newton_step
 from unlearn_runtime.algorithms.noisy_sgd import assign_slots
+from unlearn_runtime.algorithms.slotted_training import Schedule, Slots, Trajectory, train
 from unlearn_runtime.data import encode_labels, preprocess
 from unlearn_runtime.execution import Execution
 from unlearn_runtime.experiments.experiment import Column, Experiment, Panel, Report, Settings, Value
