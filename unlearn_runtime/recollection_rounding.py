@@ -62,7 +62,7 @@ def rounding_bound(run: Trajectory, method: HessianFree, dtype: torch.dtype) -> 
     """The bound of the head of this file, for any request of the plan and vectors computed in ``dtype``."""
     model, curvature, slots = run.model, method.curvature, run.slots
     (n, d), outputs = model.rows.shape, model.outputs
-    eps, S = float(torch.finfo(dtype).eps), method.group_size
+    eps, S = _unit(dtype), method.group_size
     B = float(torch.linalg.vector_norm(model.rows, dim=1).max()) * (1 + d * _EPS64)
     K, r, change = model.RESIDUAL_LIPSCHITZ, model.residual_size, _curvature_lipschitz(model)
     l2, L2, L1 = run.schedule.l2, curvature.hessian_lipschitz, round_up(curvature.record_smoothness)
@@ -130,6 +130,18 @@ def check_rounding(
         f"rounding adds up to {computed:.3g}, and storing {stored:.3g}, to the proved error"
         f" {round_up(method.error()):.3g}, of which it may be {ROUNDING_SHARE:.1%}: {advice}."
     )
+
+
+def _unit(dtype: torch.dtype) -> float:
+    """Twice the unit roundoff of products in ``dtype``. Where torch is allowed to shorten the factors of float32 products
+    (to TF32 or bfloat16; an environment variable is enough), no more than the 8 bits of bfloat16 are counted on.
+    """
+    try:
+        whole = torch.get_float32_matmul_precision() == "highest"
+    except RuntimeError:
+        # Torch's way of saying that it was allowed for one backend.
+        whole = False
+    return float(torch.finfo(dtype if whole or dtype == torch.float64 else torch.bfloat16).eps)
 
 
 def _contraction(method: HessianFree, eta: float) -> float:

@@ -149,6 +149,32 @@ def test_float32_and_float16_are_refused_where_rounding_counts(data: Dataset, tm
     assert job.store(tmp_path)["dtype"] == "float16"
 
 
+def test_float32_with_shortened_factors_is_not_float32(data: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = plan_of(group_size=30, batch_size=60)
+
+    def dtype_of(**execution: Any) -> Any:
+        job = job_of(plan, data, **execution)
+        job.unlearn(job.learn())
+        return job.audit()["vectors_dtype"]
+
+    assert dtype_of() == "float32"
+    before = torch.get_float32_matmul_precision()
+    try:
+        for allowed in ("high", "medium"):
+            torch.set_float32_matmul_precision(allowed)
+            assert dtype_of() == "float64"
+            with pytest.raises(GuardFailed, match="run with --dtype float64"):
+                dtype_of(dtype="float32")
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+    def raising() -> str:
+        raise RuntimeError("mix of the legacy and new APIs")
+
+    monkeypatch.setattr(torch, "get_float32_matmul_precision", raising)
+    assert dtype_of() == "float64"
+
+
 # Folders
 
 
