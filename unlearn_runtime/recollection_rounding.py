@@ -133,8 +133,8 @@ def check_rounding(
 
 
 def _unit(dtype: torch.dtype) -> float:
-    """Twice the unit roundoff of products in ``dtype``. Where torch is allowed to shorten the factors of float32 products
-    (to TF32 or bfloat16; an environment variable is enough), no more than the 8 bits of bfloat16 are counted on.
+    """Twice the unit roundoff of products in ``dtype``. Where torch is allowed to shorten the factors of float32
+    products (to TF32 or bfloat16; an environment variable is enough), only the 8 bits of bfloat16 are counted on.
     """
     try:
         whole = torch.get_float32_matmul_precision() == "highest"
