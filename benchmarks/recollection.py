@@ -144,8 +144,9 @@ def forgetting(run: Trajectory, folder: Path) -> list[tuple[str, int, float, flo
 
 
 def network(records: int, device: torch.device) -> tuple[int, float, float]:
-    """Numbers of an mlp:64, and processor seconds a step and record: ours, gradients of records included, and the products
-    alone, one record after another."""
+    """Numbers of an mlp:64, and processor seconds a step and record: ours, gradients of records included, and the
+    products alone, one record after another.
+    """
     draws = np.random.default_rng(0)
     rows = torch.from_numpy(draws.normal(size=(64, FEATURES))).float().to(device)
     labels = torch.from_numpy(draws.integers(0, CLASSES, size=64)).to(device)
