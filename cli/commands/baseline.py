@@ -252,15 +252,38 @@ def _or(value: Any, default: Any) -> Any:
     return default if value is None else value
 
 
+_REACHED = {
+    "misclassified": "every forgotten record misclassified after",
+    "relabelled": "every forgotten record relabelled after",
+    "limit": "stopped at the limit of",
+    "retrained": "retrained in",
+    "epochs": "trained for",
+}
+
+
+def _ending(summary: dict[str, Any]) -> str:
+    """How unlearning ended, as a clause; empty where nothing was forgotten."""
+    stop = summary["stop"]
+    if not stop:
+        return ""
+    if "requests" in stop:
+        return f"; {stop['steps']:,} steps for {len(stop['requests'])} requests"
+    text = f"; {_REACHED[stop['reason']]} {stop['steps']:,} steps"
+    if stop["reason"] == "limit":
+        text += f", forget accuracy {summary['metrics']['after']['forget_accuracy']['mean']:.2f}"
+    if "slices" in stop:
+        epochs, whole = stop["record_epochs"], stop["record_epochs_from_scratch"]
+        text += f": {stop['slices']} slices of {stop['members']} members, {epochs / whole:.0%} of training afresh"
+    return text
+
+
 def _show(summary: dict[str, Any]) -> None:
     out = console()
     out.print(metrics_table(summary["metrics"]))
-    stop = ", ".join(f"{name} {value}" for name, value in summary["stop"].items() if name != "requests")
-    said = f"; ended: {stop}" if stop else ""
-    text = f"{summary['output']}: {summary['method']}, {summary['kind']}, certificate level none{said}"
+    text = f"{summary['output']}: {summary['method']}, {summary['kind']}, certificate level none{_ending(summary)}"
     out.print(plain(text), markup=False)
     for number, request in enumerate(summary["stop"].get("requests", ()), start=1):
-        out.print(f"request {number}: {request['reason']} after {request['steps']} steps", markup=False)
+        out.print(f"request {number}: {_REACHED[request['reason']]} {request['steps']:,} steps", markup=False)
     out.print(plain(summary["statement"]), markup=False, style="yellow")
 
 

@@ -53,15 +53,36 @@ def test_people_read_that_nothing_is_certified(rdp: Call) -> None:
     assert shown.code == 0, shown.err
     assert "before unlearning" in shown.out
     assert "retrained" in shown.out
-    assert "out: neggrad, empirical, certificate level none; ended: reason epochs, steps 1" in shown.out
+    assert "out: neggrad, empirical, certificate level none; trained for 1 steps" in shown.out
     assert "Nothing is proved about it" in shown.out
     several = rdp("baseline misclassify --data builtin:digits --start out --requests 4;5-6 --max-steps 2 -o more")
     assert several.code == 0, several.err
-    assert "request 2: limit after 2 steps" in several.out
+    assert "certificate level none; 4 steps for 2 requests" in several.out
+    assert "request 2: stopped at the limit of 2 steps" in several.out
     quiet = rdp(f"baseline finetune --data builtin:digits {UNLEARN} --start more --forget 9 -o last -q")
     assert (quiet.out, quiet.err) == ("last\n", "")
     audit = json.loads(Path("last/private/audit.json").read_text())
     assert audit["removed_before"] == [3, 4, 5, 6, 17]
+
+
+@pytest.mark.parametrize(
+    ("method", "options", "said"),
+    [
+        ("misclassify", "--max-steps 2", "; stopped at the limit of 2 steps, forget accuracy 1.00"),
+        ("relabel", "--new-labels 7 --adversarial 0 --step-size 0.1", "; every forgotten record relabelled after"),
+        ("retrain", "", "; retrained in 12 steps"),
+        ("sisa", "--shards 2", ": 1 slices of 1 members, 50% of training afresh"),
+    ],
+)
+def test_people_read_how_it_ended(method: str, options: str, said: str, rdp: Call) -> None:
+    shown = rdp(f"baseline {method} {DATA} {options} --forget 3 --seed 1 -o out")
+    assert shown.code == 0, shown.err
+    assert said in " ".join(shown.out.split())
+
+
+def test_people_read_that_nothing_was_forgotten(rdp: Call) -> None:
+    learned = rdp(f"baseline sisa {DATA} --shards 2 -o learned")
+    assert "certificate level none Nothing was forgotten yet" in " ".join(learned.out.split())
 
 
 @pytest.mark.parametrize("method", _METHODS, ids=lambda method: method.name)
