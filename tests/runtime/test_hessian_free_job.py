@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from unlearn_runtime.execution import Execution
 from unlearn_runtime.hessian_free_job import HessianFreeGlmJob, make
 from unlearn_runtime.noise import GaussianSource
 from unlearn_runtime.run import run_plan
-from unlearn_runtime.stepper import Stepper
+from unlearn_runtime.stepper import OnStep, Progress, Stepper
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -233,3 +234,31 @@ def test_damaged_vectors_are_not_released(
     vectors.unlink()
     with pytest.raises(DataError, match="cannot read the stored vectors"):
         run_plan(document, data=path, output=tmp_path / "V", phase="unlearn", start=start, forget="3")
+
+
+def test_a_resumed_run_checks_the_vectors_that_it_adds(
+    folders: Callable[..., tuple[dict[str, Any], str, Path]], tmp_path: Path
+) -> None:
+    from rdp_calc.documents import read_document
+
+    @contextmanager
+    def interrupting(name: str, steps: int) -> Iterator[OnStep]:
+        def on_step(step: int, loss: Any = None, /) -> None:
+            if name == "retrain":
+                raise KeyboardInterrupt
+
+        yield on_step
+
+    document, path, start = folders()
+    execution = Execution(checkpoint=tmp_path / "checkpoint", checkpoint_seconds=1e-9, retrain="fresh")
+
+    def run(progress: Progress | None) -> None:
+        # The loop of unlearning was finished before the interruption, and is skipped afterwards.
+        asked: dict[str, Any] = {"phase": "unlearn", "start": start, "forget": "3,17", "progress": progress}
+        run_plan(document, data=path, output=tmp_path / "U", execution=execution, **asked)
+
+    with pytest.raises(KeyboardInterrupt):
+        run(interrupting)
+    run(None)
+    audit = read_document(tmp_path / "U" / "private" / "audit.json")
+    assert 0 < audit["rounding_error"] < audit["rounding_limit"]
