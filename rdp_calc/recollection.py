@@ -85,36 +85,39 @@ def _float_errors(run: Run) -> Any:
     """e_N in floats: one value a batch that may hold the one forgotten record, or one in all for several records."""
     import numpy as np
 
-    spread = run.group_size > run.batch_size
-    group = 1.0 if spread else float(run.group_size)
-    distance, found = np.zeros(run.batches), np.zeros(1 if spread else run.batches)
-    cross = np.zeros_like(found)
-    full, rest = divmod(run.group_size, run.batch_size)
-    share, record_smoothness = min(run.group_size, run.batch_size) / run.batch_size, float(run.L1.upper())
+    distance, curved = np.zeros(run.batches), np.zeros(run.batches)
+    cross, together = np.zeros(run.batches), 0.0
+    record_smoothness = float(run.L1.upper())
     last, factor = None, 0.0
     for t, eta in enumerate(_steps(run)):
         if eta != last:
             # Rounded up by more than the last place.
             last, factor = eta, float(contraction(eta, run).upper()) * (1 + 1e-15)
         slot = t % run.batches
-        if spread:
-            # Every step takes as many forgotten records as a batch holds.
-            # Distances of one record in each batch; the worst allocation fills the batches that count most.
-            order = np.sort(distance)[::-1]
-            worst = run.batch_size * order[:full].sum() + (rest * order[full] if rest and full < run.batches else 0.0)
-            found = factor * found + eta * (run.L2 / 2 * worst**2 + share * record_smoothness * worst)
-        else:
-            found = factor * found + eta * run.L2 / 2 * distance**2
-            # One record meets its own distance; several may stand in different batches and meet each other's.
-            met = distance[slot] if run.group_size == 1 else distance.max()
-            cross = factor * cross
-            cross[slot] += eta * share * record_smoothness * met
+        # One record meets its own distance; several may stand in different batches and meet each other's.
+        met = distance[slot] if run.group_size == 1 else _largest(distance, run)
+        together = factor * together + eta * run.L2 / 2 * met**2
+        curved = factor * curved + eta * run.L2 / 2 * distance**2
+        cross = factor * cross
+        cross[slot] += eta * record_smoothness * met / run.batch_size
         distance = factor * distance
-        distance[slot] += eta * group * run.M / run.batch_size
-    if run.group_size == 1 or spread:
-        return found + cross
-    # The first part is convex in the allocation and the second at most linear, so each is largest in one batch.
-    return np.full(1, found.max() + cross.max())
+        distance[slot] += eta * run.M / run.batch_size
+    if run.group_size == 1:
+        return curved + cross
+    # Both are linear in the allocation once the other records' distances are bounded (theory, section 4).
+    return np.full(1, min(together, run.group_size * _largest(curved, run)) + _largest(cross, run))
+
+
+def _largest(values: Any, run: Run) -> float:
+    """The largest sum of s_j values_j over allocations of the records, at most ``batch_size`` in a batch."""
+    import numpy as np
+
+    full, rest = divmod(run.group_size, run.batch_size)
+    if full == 0:
+        return rest * float(values.max())
+    descending = np.sort(values)[::-1]
+    beyond = rest * float(descending[full]) if full < len(descending) else 0.0
+    return run.batch_size * float(descending[:full].sum()) + beyond
 
 
 def _exact_error(run: Run, slot: int) -> arb:

@@ -279,8 +279,8 @@ def _check_choices(plan: Plan, execution: Execution, *, phase: str, model: str |
         if block.clip_norm is None or block.step_size is None:
             raise GuardFailed("this dp-sgd plan has no clip norm or step size; plan with --clip-norm and --step-size.")
 
-    if plan.method.NAME in SECOND_ORDER and plan.training is not None:
-        _check_second_order(plan, plan.training)
+    if plan.method.NAME in SECOND_ORDER:
+        _check_second_order(plan, plan.training or Training())
     if execution.retrain is not None:
         if phase == "learn":
             raise InvalidInput("--retrain compares with an unlearned model; phase learn has none.")
@@ -289,6 +289,11 @@ def _check_choices(plan: Plan, execution: Execution, *, phase: str, model: str |
 
 def _check_second_order(plan: Plan, training: Training) -> None:
     name = plan.method.NAME
+    if name == "hessian-free" and _loss(plan) == "huber":
+        raise GuardFailed(
+            "hessian-free is not run on Huber losses: their Hessian jumps at the threshold, so no --hessian-lipschitz"
+            " is true of it; use newton or jackknife, which check what their step leaves."
+        )
     network, recipe = trains_network(plan), training.learn
     if network and name != "hessian-free" and recipe is None:
         raise GuardFailed(f"this {name} plan trains a network and has no training; plan with --learn.")

@@ -132,7 +132,10 @@ class StoredVectors:
             raise DataError(f"{path.parent / VECTORS} does not hold the vectors of this model; learn again.")
 
     def number(self, name: str) -> float:
-        return float(documents.field(self.record, f"stored.{name}", "number"))
+        found = float(documents.field(self.record, f"stored.{name}", "number"))
+        if not found >= 0:
+            raise DataError(f"stored.{name} of the learning record must be >= 0, got {found!r}.")
+        return found
 
     def text(self, name: str) -> str:
         return str(documents.field(self.record, f"stored.{name}", "text"))

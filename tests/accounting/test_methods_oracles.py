@@ -844,7 +844,11 @@ def test_hessian_free_recursion_at_the_worst_allocation(batch: int, batches: int
                 error = (1 - eta * m) * error + eta * (curved / 2 * distance**2 + share * L * distance)
                 distance = (1 - eta * m) * distance + eta * share * M
             worst = max(worst, error)
-        assert worst <= float(method.error().lower()) * (1 + 1e-12)
+        ours = float(method.error().lower())
+        assert worst <= ours * (1 + 1e-12)
+        # Not much above it either, where there is anything; records that fill several batches included.
+        if steps > batches:
+            assert ours <= 2.5 * worst, ours / worst
 
 
 def test_records_in_one_batch_only_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -619,6 +619,7 @@ def test_typed_constants_are_believed_as_far_as_the_loss_has_better_ones(run: Ca
         ),
         (NETWORK_VECTORS.replace("9", "0.01", 1), "lipschitz"),
         (f"{RECOLLECTION} {LOGISTIC} --clip-norm 0.01", "clip"),
+        (f"{RECOLLECTION} --loss huber --huber-threshold 9 --l2 0.1 --hessian-lipschitz 1", "jumps"),
         (f"newton {TYPED_NETWORK} --tolerance 0.01 --residual 1e-3 {LEARN}".replace("--l2 1", ""), "--model"),
     ],
 )
