@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -25,6 +26,7 @@ from rdp_calc import (
     noise,
     plan_from_result,
 )
+from rdp_calc.documents import digest
 from rdp_calc.errors import DataError, InvalidInput, VerificationFailed
 from unlearn_runtime import glm_job
 from unlearn_runtime.algorithms.noisy_step import NoisyStep
@@ -270,6 +272,36 @@ def test_missing_references_are_run_on_the_data_of_the_run(folder: Path, worst: 
     np.savez(worst, X_train=np.ones((N, 1)), y_train=np.full(N, 50.0))
     with pytest.raises(DataError, match="not the data"):
         of(folder, seed=4)
+
+
+def rewrite(path: Path, change: Callable[[dict[str, Any]], None]) -> None:
+    document = json.loads(path.read_text())
+    change(document)
+    document["digest"] = digest(document)
+    path.write_text(json.dumps(document))
+
+
+def test_a_claim_must_follow_from_its_plan(folder: Path) -> None:
+    """A forged claim with the digest that goes with it would make any audit pass."""
+    rewrite(folder / "certificate.json", lambda d: d["claim"].update(epsilon=50.0, mu=40.0))
+    with pytest.raises(DataError, match="does not verify"):
+        of(folder)
+
+
+def test_private_records_of_another_release_are_refused(folder: Path) -> None:
+    rewrite(folder / "private" / "audit.json", lambda d: d.update(certificate_digest="0" * 64))
+    with pytest.raises(DataError, match="another certificate"):
+        of(folder)
+
+
+def test_what_kept_models_cannot_follow_is_refused(folder: Path, worst: str) -> None:
+    for data, forget, option in (("elsewhere.npz", None, "--data"), (None, "3", "--forget")):
+        with pytest.raises(InvalidInput, match=f"{option} has no say"):
+            of_folder(folder, data=data, forget=forget, settings=Settings())
+    forge(folder, retrained=None)
+    with pytest.raises(InvalidInput, match="--forget has no say"):
+        of_folder(folder, data=worst, forget="3", settings=Settings())
+    assert len(of_folder(folder, data=worst, forget=None, settings=Settings(seed=1)).retrained) == 2000
 
 
 def test_slots_drawn_for_a_run_belong_to_its_reference(

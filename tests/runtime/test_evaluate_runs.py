@@ -17,7 +17,7 @@ from scipy.special import expit, log_softmax, softmax
 
 from rdp_calc.documents import digest
 from rdp_calc.errors import DataError, InvalidInput, RdpCalcError
-from unlearn_runtime.evaluate import metrics
+from unlearn_runtime.evaluate import metrics, recipes
 from unlearn_runtime.evaluate.report import Options, evaluate
 from unlearn_runtime.evaluate.runs import read_run
 
@@ -106,7 +106,7 @@ def test_every_number_of_a_run(made: Callable[..., Path], records: Any) -> None:
             for name, values in (("accuracy", accuracy), ("loss", losses)):
                 found = row["metrics"][state][f"{part}_{name}"]
                 assert found["mean"] == pytest.approx(values.mean(), abs=1e-12)
-                assert found["std"] == pytest.approx(values.std(), abs=1e-12)
+                assert found["std"] == pytest.approx(values.std(ddof=1), abs=1e-12)
                 assert found["chains"] == 5
     gaps = np.linalg.norm(chains["after"] - chains["retrained"], axis=1).mean()
     distance = row["distance"]
@@ -295,6 +295,99 @@ def test_a_claim_is_about_its_own_reference(made: Callable[..., Path]) -> None:
     row = one_row(seeded, attacks=("population",))
     assert (row["certificate_level"], row["claim"]) == ("none", None)
     assert row["attacks"][0]["certified_advantage"] is None
+    for start, certified in (("normal:5", False), ("zeros", True)):
+        run = made(f"{LANGEVIN} --init {start}", "--forget 3,17,20 --trials 10 --retrain --retrain-from zeros")
+        (attack,) = one_row(run, attacks=("population",))["attacks"]
+        assert (attack["certified_advantage"] is not None) is certified
+
+
+def test_seeds_are_checked() -> None:
+    for seed in (-1, 2**63):
+        with pytest.raises(InvalidInput, match="seed must be an integer"):
+            Options(seed=seed)
+
+
+def test_a_reference_is_of_the_same_data(made: Callable[..., Path], two_classes: str, tmp_path: Path) -> None:
+    learned = f"--model mlp:3 --learn {LEARN}"
+    with np.load(two_classes) as arrays:
+        other = {**arrays, "X_train": arrays["X_train"] + 0.01}
+    np.savez(tmp_path / "other.npz", **other)
+    run = made(f"baseline finetune {learned} --unlearn epochs=1,step-size=0.1")
+    reference = made(f"baseline retrain {learned}", f"--data {tmp_path}/other.npz --forget 3,17,20")
+    with pytest.raises(DataError, match="other data"):
+        one_row(run, retrained=reference)
+
+
+NORMED = """
+import torch
+
+def network():
+    torch.manual_seed(0)
+    return torch.nn.Sequential(torch.nn.Linear(4, 5), torch.nn.BatchNorm1d(5), torch.nn.ReLU(), torch.nn.Linear(5, 2))
+"""
+
+
+@pytest.mark.parametrize("method", ["neggrad --unlearn epochs=9,step-size=0.3", "sisa --shards 2"])
+def test_every_state_has_its_own_statistics(
+    method: str, made: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Batch norm: chains hold trained numbers alone, and the statistics of one model ruin another."""
+    (tmp_path / "normed_network.py").write_text(NORMED)
+    monkeypatch.chdir(tmp_path)
+    model, forget, code = f"--model normed_network:network --learn {LEARN}", "--forget 0-14", "normed_network:network"
+    run = made(f"baseline {method} {model}", forget)
+    reference = None if method.startswith("sisa") else made(f"baseline retrain {model}", forget)
+    row = one_row(run, model=code, retrained=reference)
+    expected = {(run, state): state for state in ("before", "after")}
+    if reference is not None:
+        expected[reference, "after"] = "retrained"
+    for (folder, state), shown in expected.items():
+        own = json.loads((folder / "private" / "metrics.json").read_text())[state]
+        for theirs, mine in (("train", "retained"), ("test", "test"), ("forget", "forgotten")):
+            found = row["metrics"][shown][f"{mine}_loss"]["mean"]
+            assert found == pytest.approx(own[f"{theirs}_loss"]["mean"], rel=1e-4)
+    many = made(f"baseline {method} {model}", f"{forget} --trials 2 --retrain")
+    several = one_row(many, model=code)
+    assert several["models"] == {"before": 1, "after": 1}
+    seconds = json.loads((many / "private" / "metrics.json").read_text())["seconds"]
+    assert several["seconds"]["unlearn"] == pytest.approx(seconds["unlearn"] / 2)
+    for options in ({"retrain": True}, {"attacks": ("lira",), "shadows": 4}):
+        with pytest.raises(InvalidInput, match="statistics"):
+            one_row(run, model=code, **options)
+
+
+TIED = """
+import torch
+
+class Tied(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.one, self.two = torch.nn.Linear(4, 4, bias=False), torch.nn.Linear(4, 4, bias=False)
+        self.two.weight = self.one.weight
+        self.last = torch.nn.Linear(4, 2)
+
+    def forward(self, rows):
+        return self.last(torch.relu(self.two(torch.relu(self.one(rows)))))
+"""
+
+
+def test_models_trained_again_start_from_fresh_numbers(
+    made: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A tied parameter has a second name in the model file, which names no part that was frozen."""
+    (tmp_path / "tied_network.py").write_text(TIED)
+    monkeypatch.chdir(tmp_path)
+    model = f"--model tied_network:Tied --learn {LEARN}"
+    run, starts, train = made(f"baseline finetune {model} --unlearn epochs=1,step-size=0.1"), [], recipes.train
+
+    def watched(network: Any, *arguments: Any, **options: Any) -> None:
+        starts.append(network.weights().numpy())
+        train(network, *arguments, **options)
+
+    monkeypatch.setattr(recipes, "train", watched)
+    one_row(run, model="tied_network:Tied", retrain=True)
+    released = load_file(run / "model.safetensors")["one.weight"].ravel()
+    assert abs(starts[0][:16] - released).max() > 0.01
 
 
 # Folders

@@ -40,7 +40,8 @@ ON_MODELS = {
 
 ATTACKS = (*ON_RECORDS, *ON_MODELS)
 
-_SHADOWED = ("lira", "lira-offline")
+#: Those that train models.
+SHADOWED = ("lira", "lira-offline")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,7 +81,7 @@ def check_shadows(names: tuple[str, ...], count: int, variance: str | None) -> N
     """Raise InvalidInput for a number of shadow models or a kind of variance that cannot be used."""
     if variance is not None and variance not in lira.VARIANCES:
         raise InvalidInput(f"--variance must be {' or '.join(lira.VARIANCES)}, got {variance!r}.")
-    if any(name in _SHADOWED for name in names) and (count < 4 or count % 2):
+    if any(name in SHADOWED for name in names) and (count < 4 or count % 2):
         raise InvalidInput(f"--shadows must be an even number >= 4, got {count}.")
 
 
@@ -98,7 +99,7 @@ def carry_out(
         raise DataError(
             f"{subject.dataset.source} has no test records, and attacks on records need some that no model saw."
         )
-    shadows = _shadows(subject, options, source, progress, tell) if set(names) & set(_SHADOWED) else None
+    shadows = _shadows(subject, options, source, progress, tell) if set(names) & set(SHADOWED) else None
     found = []
     for name in names:
         if name in ON_MODELS:
@@ -107,7 +108,7 @@ def carry_out(
         targets = {**subject.states, "after": subject.released}
         for target, models in targets.items():
             scores = _record_scores(name, subject, models.first(), shadows, options, source)
-            details = {} if shadows is None or name not in _SHADOWED else shadows.details
+            details = {} if shadows is None or name not in SHADOWED else shadows.details
             found.append(_attacked(name, target, *scores, options=options, details=details))
     return found
 

@@ -56,7 +56,8 @@ def summary(values: Array | None) -> dict[str, Any] | None:
     """{mean, std, chains} over models (R,), as in metrics.json."""
     if values is None:
         return None
-    return {"mean": float(values.mean()), "std": float(values.std()), "chains": len(values)}
+    std = float(values.std(ddof=1)) if len(values) > 1 else 0.0
+    return {"mean": float(values.mean()), "std": std, "chains": len(values)}
 
 
 def timing(seconds: dict[str, Any], *, unlearned: int, retrained: int) -> dict[str, Any]:

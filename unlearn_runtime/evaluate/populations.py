@@ -25,6 +25,7 @@ from rdp_calc import documents
 from rdp_calc.certificate import CERTIFICATE_SCHEMA
 from rdp_calc.documents import read_document
 from rdp_calc.errors import DataError, InvalidInput, VerificationFailed
+from rdp_calc.verify import verify_document
 from unlearn_runtime import run
 from unlearn_runtime.admission import ANY_MODEL, Admitted, admit
 from unlearn_runtime.bindings import data_fingerprint, file_sha256
@@ -130,6 +131,9 @@ def of_folder(folder: Path, *, data: str | None, forget: str | None, settings: S
     """
     certificate = _certificate(folder)
     plan, record = documents.field(certificate, "plan", "object"), read_document(folder / "private" / "audit.json")
+    if documents.field(record, "certificate_digest", "text") != certificate["digest"]:
+        raise DataError(f"{folder}/private/audit.json belongs to another certificate.")
+    asked = {"--data": data, "--forget": forget}
     data = data or documents.field(record, "data_source", "text")
     ids = [documents.field({"id": i}, "id", "integer") for i in documents.field(record, "forgotten_ids", "list")]
     forget = forget or ",".join(map(str, ids))
@@ -148,7 +152,11 @@ def of_folder(folder: Path, *, data: str | None, forget: str | None, settings: S
     _check_released(folder, certificate, kept["after"])
     shared: dict[str, Any] = {"document": plan, "claim": _claim(plan, certificate), "unlearned": kept["after"]}
     source = f"the {len(kept['after'])} models that {folder} kept"
-    if plan["method"] not in ANY_MODEL and _reference_kept(plan, record, kept):
+    complete = plan["method"] not in ANY_MODEL and _reference_kept(plan, record, kept)
+    for name in asked if complete else ["--forget"]:
+        if asked[name] is not None:
+            raise InvalidInput(f"{name} has no say in the models that {folder} kept; run others with --trials N.")
+    if complete:
         return Populations(**shared, retrained=kept["retrained"], source=source, reference=_RETRAINED)
     if plan["method"] in _SLOTTED or again:
         raise InvalidInput(f"{folder} has no retrained models to compare with; run again with --trials R --retrain.")
@@ -320,6 +328,10 @@ def _certificate(folder: Path) -> dict[str, Any]:
         raise DataError(f"{path} is not a certificate of this program.")
     if certificate.get("digest") != documents.digest(certificate):
         raise DataError(f"certificate digest is wrong: {path} was changed after it was written.")
+    # Whoever changes a claim can write the digest that goes with it; the numbers must follow from the plan.
+    for check in verify_document(certificate).checks:
+        if not check.passed:
+            raise DataError(f"{path} does not verify: check {check.name}: {check.detail}")
     return certificate
 
 

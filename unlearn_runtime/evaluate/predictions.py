@@ -65,6 +65,10 @@ class Family(ABC):
     size: int
     layers: dict[str, tuple[int, int]]
 
+    def of(self, tensors: dict[str, torch.Tensor]) -> Family:
+        """The same shape with what training does not make, frozen parameters and buffers, from this model file."""
+        return self
+
     @abstractmethod
     def flat(self, tensors: dict[str, torch.Tensor]) -> Array:
         """The numbers (p,) of a model file, float64. Raises DataError for a file of another shape."""
@@ -118,10 +122,14 @@ class Linear(Family):
 
 
 class Networks(Family):
-    """Torch modules: the trained numbers in the order of ``Network``; the rest is that of ``module``."""
+    """Torch modules: the trained numbers in the order of ``Network``; the rest is ``fixed``, of one model file."""
 
-    def __init__(self, network: Network) -> None:
+    def __init__(self, network: Network, fixed: dict[str, torch.Tensor] | None = None) -> None:
         self.network, self.size, self.layers = network, network.size, dict(network.ranges)
+        self.fixed = fixed or {}
+
+    def of(self, tensors: dict[str, torch.Tensor]) -> Networks:
+        return Networks(self.network, {name: tensors[name] for name in fixed_names(self.network)})
 
     def flat(self, tensors: dict[str, torch.Tensor]) -> Array:
         self.network.load(tensors)
@@ -132,6 +140,10 @@ class Networks(Family):
         found = []
         set_mode(self.network.module, False)
         with torch.no_grad():
+            # The module serves every state of a run, and each has statistics of its own (batch norm).
+            state = self.network.module.state_dict()
+            for name, value in self.fixed.items():
+                state[name].copy_(value)
             for numbers in weights:
                 self.network.set_weights(torch.from_numpy(numbers))
                 pieces = [self.network.outputs(rows[i : i + _ROWS]) for i in range(0, len(rows), _ROWS)]
@@ -144,8 +156,9 @@ class Networks(Family):
 class Ensemble(Family):
     """Members on shards, tensors ``shard0.NAME`` ...; probabilities are the mean of the members'."""
 
-    def __init__(self, member: Networks, count: int) -> None:
+    def __init__(self, member: Networks, count: int, members: list[Networks] | None = None) -> None:
         self.member, self.count = member, count
+        self.members = members or [member] * count
         self.size = count * member.size
         self.layers = {
             f"shard{k}.{name}": (k * member.size + start, k * member.size + stop)
@@ -153,17 +166,21 @@ class Ensemble(Family):
             for name, (start, stop) in member.layers.items()
         }
 
+    def of(self, tensors: dict[str, torch.Tensor]) -> Ensemble:
+        return Ensemble(self.member, self.count, [self.member.of(shard(tensors, k)) for k in range(self.count)])
+
     def flat(self, tensors: dict[str, torch.Tensor]) -> Array:
         return np.concatenate([self.member.flat(shard(tensors, k)) for k in range(self.count)])
 
     def outputs(self, weights: Array, rows: torch.Tensor) -> torch.Tensor:
-        members = self.member.outputs(weights.reshape(-1, self.member.size), rows)
-        members = members.view(len(weights), self.count, *members.shape[1:])
-        return torch.logsumexp(members, dim=1) - math.log(self.count)
+        parts = np.split(weights, self.count, axis=1)
+        found = [member.outputs(part, rows) for member, part in zip(self.members, parts, strict=True)]
+        return torch.logsumexp(torch.stack(found), dim=0) - math.log(self.count)
 
 
 def family_of(run: RunFolder, dataset: Dataset, *, model: str | None) -> Family:
-    """The shape of the run's models; ``model`` names the code of one the plan calls external.
+    """The shape of the run's models, with the fixed parts of the released one; ``model`` names the code of one the plan
+    calls external.
 
     Raises InvalidInput where that code is missing, DataError where files do not fit.
     """
@@ -175,7 +192,38 @@ def family_of(run: RunFolder, dataset: Dataset, *, model: str | None) -> Family:
     tensors = shard(run.released, 0) if count else run.released
     member = Networks(_network(run, model, features=features, classes=len(classes)))
     member.flat(tensors)
-    return Ensemble(member, count) if count else member
+    family = Ensemble(member, count) if count else member
+    return family.of(run.released)
+
+
+def keeps_statistics(run: RunFolder, family: Family) -> bool:
+    """Whether training changes more of the run's models than the numbers that are trained, as in batch norm: models
+    that are known by their trained numbers alone, of chains, then cannot be used.
+    """
+    member = family.member if isinstance(family, Ensemble) else family
+    if not isinstance(member, Networks):
+        return False
+    if any(getattr(layer, "running_mean", None) is not None for layer in member.network.module.modules()):
+        return True
+    files, prefixes = [run.released, run.before], [""]
+    if isinstance(family, Ensemble):
+        prefixes = [f"shard{number}." for number in range(family.count)]
+    values = [
+        [file[prefix + name] for file in files if file is not None for prefix in prefixes]
+        for name in fixed_names(member.network)
+    ]
+    return any(not torch.equal(value, listed[0]) for listed in values for value in listed[1:])
+
+
+def fixed_names(network: Network) -> list[str]:
+    """Names in the state dict of frozen parameters and buffers; a tied parameter is as trained as its first name."""
+    parameters = {name for name, _ in network.module.named_parameters(remove_duplicate=False)}
+    state = network.module.state_dict().items()
+    return [
+        name
+        for name, value in state
+        if isinstance(value, torch.Tensor) and (name in network.frozen or name not in parameters)
+    ]
 
 
 def members_of(run: RunFolder) -> int:

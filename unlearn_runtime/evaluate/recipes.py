@@ -19,7 +19,7 @@ from unlearn_runtime.algorithms.descent_to_delete import published
 from unlearn_runtime.algorithms.gradient_polish import shorten_gradient
 from unlearn_runtime.algorithms.noisy_sgd import assign_slots
 from unlearn_runtime.algorithms.training import train
-from unlearn_runtime.evaluate.predictions import Part, members_of, module_of, shard
+from unlearn_runtime.evaluate.predictions import Part, fixed_names, members_of, module_of, shard
 from unlearn_runtime.evaluate.runs import RunFolder
 from unlearn_runtime.evaluate.shadows import EnsembleTrainer, LinearTrainer, LoopTrainer, StackedTrainer, Trainer
 from unlearn_runtime.models import initialise
@@ -144,7 +144,8 @@ def _solved(
         objective.gradient,
         objective.hessian,
         weights,
-        tolerance=method.tolerance,
+        # What the reference of the plan is solved to, where that is less than what learning is.
+        tolerance=min(method.tolerance, method.reference_tolerance),
         solver=solver,
         first_step=1 / method.curvature.smoothness,
     )
@@ -180,7 +181,8 @@ def _restore(network: Network, module: torch.nn.Module, tensors: dict[str, torch
     """Frozen parameters and buffers are those of the released model."""
     state = {name: value for name, value in module.state_dict().items() if isinstance(value, torch.Tensor)}
     check_tensors(tensors, {name: tuple(value.shape) for name, value in state.items()})
+    fixed = fixed_names(network)
     with torch.no_grad():
         for name, value in state.items():
-            if name not in network.ranges:
+            if name in fixed:
                 value.copy_(tensors[name])

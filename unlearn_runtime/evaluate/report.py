@@ -15,11 +15,12 @@ import torch
 from rdp_calc.errors import DataError, InvalidInput
 from rdp_calc.methods.hessian_free import HessianFree
 from rdp_calc.methods.noisy_sgd import NoisySgd
+from rdp_calc.plan import init_std
 from rdp_calc.result import jsonable
 from unlearn_runtime.data import Dataset
 from unlearn_runtime.evaluate import attacks, metrics
 from unlearn_runtime.evaluate.attacks import Attacked
-from unlearn_runtime.evaluate.predictions import Family, Part, classes_of, family_of, prepare
+from unlearn_runtime.evaluate.predictions import Family, Part, classes_of, family_of, keeps_statistics, prepare
 from unlearn_runtime.evaluate.recipes import trainer_for
 from unlearn_runtime.evaluate.runs import RunFolder, read_run
 from unlearn_runtime.noise import GaussianSource
@@ -33,6 +34,9 @@ NOTE = (
     "An attack is a lower bound on what leaks: a stronger one may tell more. It is never a guarantee; only the"
     " certificate levels certified and conditional carry one."
 )
+
+#: Adjacencies under which a mean is one over the records that are left.
+_REMOVING = ("remove", "any")
 
 #: Names of the states in the report, as people read them.
 TITLES = {"before": "before", "after": "unlearned", "retrained": "retrained"}
@@ -62,6 +66,8 @@ class Options:
             raise InvalidInput("--retrained names a reference and --retrain trains one; give one of them.")
         if not 0.5 <= self.confidence < 1:
             raise InvalidInput(f"--confidence must be in [0.5, 1), got {self.confidence!r}.")
+        if self.seed is not None and not 0 <= self.seed < 2**63:
+            raise InvalidInput(f"--seed must be an integer in 0..2^63-1, got {self.seed!r}.")
         attacks.check_shadows(self.attacks, self.shadows, self.variance)
 
 
@@ -142,11 +148,12 @@ def _subject(
     dataset = run.load(options.data)
     classes = classes_of(run, dataset)
     family = family_of(run, dataset, model=options.model)
+    run = _usable(run, family, options, tell)
     parts = _parts(run, dataset, classes)
     released = Models(family, family.flat(run.released)[None])
     states: dict[str, Models] = {}
     if run.before is not None:
-        states["before"] = Models(family, family.flat(run.before)[None])
+        states["before"] = Models(family.of(run.before), family.flat(run.before)[None])
     states["after"] = released
     for name, weights in run.populations.items():
         if weights.shape[1] != family.size:
@@ -155,7 +162,7 @@ def _subject(
     if not np.allclose(states["after"].weights[0], released.weights[0], rtol=1e-4, atol=1e-4 * _scale(released)):
         raise DataError(f"the first of the chains of {run.path} is not the model it released.")
     if options.retrained is not None:
-        states["retrained"], run.seconds["retrain"] = _other(options.retrained, run, options)
+        states["retrained"], run.seconds["retrain"] = _other(options.retrained, run, dataset, options, tell)
     elif options.retrain and "retrained" not in states:
         count = len(states["after"].weights)
         tell(f"{run.name}: retraining {count} model{'s' if count > 1 else ''} on the retained records")
@@ -182,9 +189,35 @@ def _is_reference(run: RunFolder, options: Options) -> bool:
     """
     if run.claim is None or run.plan is None or not run.plan.method.NEEDS_PREPARATION:
         return False
+    plan = run.plan
     if options.retrained is None and "retrained" in run.populations:
-        return True
-    return options.retrain and not isinstance(run.plan.method, NoisySgd | HessianFree)
+        zeros = run.retrain == "zeros" and init_std(plan.init or "zeros") == 0
+        return zeros or run.retrain in (None, "fresh")
+    # The recipe of a network divides by the number of records left.
+    as_planned = not run.network or plan.method.adjacency_shown in _REMOVING
+    return options.retrain and as_planned and not isinstance(plan.method, NoisySgd | HessianFree)
+
+
+def _usable(run: RunFolder, family: Family, options: Options, tell: Callable[[str], None]) -> RunFolder:
+    """The run; without its chains where these lack what its models keep beside trained numbers (batch norm). Raises
+    InvalidInput where such models would have to be trained anew.
+    """
+    if not keeps_statistics(run, family):
+        return run
+    if options.retrain or set(options.attacks) & set(attacks.SHADOWED):
+        raise InvalidInput(
+            f"models of {run.path} keep statistics beside their trained numbers, as batch norm does: --retrain and lira"
+            " cannot train more of them; make a baseline retrain and name it with --retrained."
+        )
+    if not run.populations:
+        return run
+    tell(
+        f"{run.name}: of models that keep statistics, as batch norm does, the released one is evaluated alone; for a"
+        " retrained one name a baseline retrain with --retrained"
+    )
+    count = len(next(iter(run.populations.values())))
+    seconds = {name: None if value is None else value / count for name, value in run.seconds.items()}
+    return replace(run, populations={}, seconds=seconds)
 
 
 def _parts(run: RunFolder, dataset: Dataset, classes: tuple[str, ...]) -> dict[str, Part]:
@@ -208,7 +241,9 @@ def _parts(run: RunFolder, dataset: Dataset, classes: tuple[str, ...]) -> dict[s
     return parts
 
 
-def _other(path: Path, run: RunFolder, options: Options) -> tuple[Models, float | None]:
+def _other(
+    path: Path, run: RunFolder, data: Dataset, options: Options, tell: Callable[[str], None]
+) -> tuple[Models, float | None]:
     """The retrained models of another folder, and what they took in seconds: of a baseline ``retrain``, whose
     unlearning it is, or of a run with --retrain.
     """
@@ -217,15 +252,23 @@ def _other(path: Path, run: RunFolder, options: Options) -> tuple[Models, float 
     if gone[0] != gone[1]:
         raise DataError(f"{path} was retrained without other records than {run.path} forgot.")
     dataset = other.load(options.data)
-    if classes_of(other, dataset) != classes_of(run, run.load(options.data)) or other.spec != run.spec:
+    if not _same(dataset, data):
+        raise DataError(f"{path} was made from other data ({dataset.source}) than {run.path} ({data.source}).")
+    if classes_of(other, dataset) != classes_of(run, data) or other.spec != run.spec:
         raise DataError(f"{path} prepares its data in another way than {run.path}.")
     family = family_of(other, dataset, model=options.model)
+    other = _usable(other, family, options, tell)
     if other.kind == "baseline" and other.method == "retrain":
         weights = other.populations.get("after", family.flat(other.released)[None])
         return Models(family, weights), other.seconds["unlearn"]
     if "retrained" not in other.populations:
         raise InvalidInput(f"{path} holds no retrained model: name a baseline retrain, or a run made with --retrain.")
     return Models(family, other.populations["retrained"]), other.seconds["retrain"]
+
+
+def _same(one: Dataset, other: Dataset) -> bool:
+    """Whether the training records are the same, number by number."""
+    return np.array_equal(one.x_train, other.x_train) and np.array_equal(one.y_train, other.y_train)
 
 
 def _retrain(
@@ -241,7 +284,7 @@ def _retrain(
     """The run's own recipe on the retained records, from the start."""
     present = np.setdiff1d(np.arange(len(dataset.y_train)), run.gone)
     part = prepare(dataset.x_train[present], dataset.y_train[present], spec=run.spec, classes=classes)
-    removes = run.plan is None or run.plan.method.adjacency_shown in ("remove", "any")
+    removes = run.plan is None or run.plan.method.adjacency_shown in _REMOVING
     trainer = trainer_for(
         run,
         part,

@@ -13,6 +13,8 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from scipy.optimize import brentq  # type: ignore[import-untyped]
+from scipy.special import ndtri  # type: ignore[import-untyped]
 from scipy.stats import beta, t  # type: ignore[import-untyped]
 
 from rdp_calc.errors import InvalidInput
@@ -62,11 +64,12 @@ def auc(
     other_groups: Array | None = None,
 ) -> Estimate:
     """P(member > other) + P(equal)/2 and an interval: DeLong's variance on the logit scale, with the quantile of
-    Student's law at Welch's degrees of freedom, because one group is often small.
+    Student's law at Welch's degrees of freedom, because one group is often small; where scores are single ones, widened
+    to Newcombe's interval (2006, Statistics in Medicine 25, method 5), which holds where few scores see no variance.
 
     Groups (m,) and (k,) name the scores that belong together; the variance is then Obuchowski's. Where a variance
-    cannot be had (all scores on their sides, all equal, a single group), as many disjoint pairs of groups as there are
-    decide by Clopper-Pearson. (DeLong-DeLong-Clarke-Pearson 1988; Obuchowski 1997, Biometrics 53.)
+    cannot be had (all scores on their sides, all of one kind placed alike, a single group), as many disjoint pairs of
+    groups as there are decide by Clopper-Pearson. (DeLong-DeLong-Clarke-Pearson 1988; Obuchowski 1997, Biometrics 53.)
     """
     _check(members, others)
     # The share of the other group below each score, ties counted half.
@@ -79,12 +82,29 @@ def auc(
         spread = float(((sums - value * sizes) ** 2).sum())
         variances.append(spread * len(sums) / max(len(sums) - 1, 1) / len(placements) ** 2)
     variance = sum(variances)
-    if min(counts) < 2 or not 0 < value < 1 or variance == 0:
+    if min(counts) < 2 or not 0 < value < 1 or min(variances) == 0:
         return Estimate(value, *clopper_pearson(value * min(counts), min(counts), confidence=confidence))
     freedom = variance**2 / sum(part**2 / (count - 1) for part, count in zip(variances, counts, strict=True))
     reach = float(t.ppf((1 + confidence) / 2, freedom)) * math.sqrt(variance) / (value * (1 - value))
     centre = math.log(value / (1 - value))
-    return Estimate(value, _logistic(centre - reach), _logistic(centre + reach))
+    low, high = _logistic(centre - reach), _logistic(centre + reach)
+    if member_groups is None and other_groups is None:
+        other_low, other_high = _newcombe(value, len(members), len(others), confidence=confidence)
+        low, high = min(low, other_low), max(high, other_high)
+    return Estimate(value, low, high)
+
+
+def _newcombe(value: float, members: int, others: int, *, confidence: float) -> tuple[float, float]:
+    """Where the distance to ``value``, in (0, 1), is the normal quantile times the standard error that Hanley and
+    McNeil (1982) give an area of that size, with the mean of both numbers of scores in the place of each.
+    """
+    quantile, extra = float(ndtri((1 + confidence) / 2)), (members + others) / 2 - 1
+
+    def beyond(area: float) -> float:
+        spread = 1 + extra * ((1 - area) / (2 - area) + area / (1 + area))
+        return abs(area - value) - quantile * math.sqrt(area * (1 - area) * spread / ((members - 1) * (others - 1)))
+
+    return float(brentq(beyond, 0.0, value)), float(brentq(beyond, value, 1.0))
 
 
 def tpr_at_fpr(

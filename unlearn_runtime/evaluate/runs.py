@@ -56,7 +56,7 @@ class Claim:
 class RunFolder:
     """A run (with its plan) or a baseline (plan None). ``populations``: models (R, p) by state; ``network``: whether
     the model is a torch module; ``level``: certified, conditional or none; ``requests``: how many of the plan's were
-    carried out.
+    carried out; ``retrain``: how the retrained models of a run were made.
     """
 
     path: Path
@@ -74,6 +74,7 @@ class RunFolder:
     data_source: str
     forgotten: Array
     gone: Array
+    retrain: str | None
     seconds: dict[str, Any]
     released: dict[str, torch.Tensor]
     before: dict[str, torch.Tensor] | None
@@ -210,6 +211,7 @@ def _files(path: Path, audit: dict[str, Any], model_sha256: str) -> dict[str, An
         "data_source": field(audit, "data_source", "text"),
         "forgotten": _ids(path, audit, "forgotten_ids"),
         "gone": _ids(path, audit, "removed_before"),
+        "retrain": field(audit, "retrain", "text", optional=True),
         "seconds": {
             name: field({"seconds": seconds or {}}, f"seconds.{name}", "number", optional=True)
             for name in ("learn", "unlearn", "retrain")

@@ -186,6 +186,8 @@ class LinearTrainer(Trainer):
         method, constants = self._plan.method, self._constants
         smoothness, l2 = constants.smoothness, constants.l2 or 0.0
         tolerance = float(getattr(method, "tolerance", 0.0))
+        # Of newton and jackknife, whose reference may be solved further than what is learned.
+        tolerance = min(tolerance, float(getattr(method, "reference_tolerance", tolerance)))
         root = math.sqrt(constants.strong_convexity / smoothness)
         momentum = (1 - root) / (1 + root)
         state = {"weights": weights, "ahead": weights.clone()}
