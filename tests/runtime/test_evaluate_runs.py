@@ -564,7 +564,9 @@ SHADOWED = {
     "name", [pytest.param(name, marks=pytest.mark.slow if name == "dp-sgd" else ()) for name in SHADOWED]
 )
 def test_every_recipe_trains_shadows(name: str, made: Callable[..., Path]) -> None:
-    row = one_row(made(SHADOWED[name]), attacks=("lira", "lira-offline"), shadows=4, retrain=True)
+    # Constants that are measured on the way depend on the initial numbers: near a kink of ReLU a run is refused.
+    run = made(SHADOWED[name], "--forget 3,17,20 --seed 1 --insecure-reproducible")
+    row = one_row(run, attacks=("lira", "lira-offline"), shadows=4, retrain=True)
     assert [part["attack"] for part in row["attacks"]] == ["lira"] * 3 + ["lira-offline"] * 3
     assert row["attacks"][0]["shadows"] == 4
     assert row["distance"]["l2"] > 0
