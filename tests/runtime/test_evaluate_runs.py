@@ -565,7 +565,7 @@ SHADOWED = {
 )
 def test_every_recipe_trains_shadows(name: str, made: Callable[..., Path]) -> None:
     # Constants that are measured on the way depend on the initial numbers: near a kink of ReLU a run is refused.
-    run = made(SHADOWED[name], "--forget 3,17,20 --seed 1 --insecure-reproducible")
+    run = made(SHADOWED[name], "--forget 3,17,20 --seed 2 --insecure-reproducible")
     row = one_row(run, attacks=("lira", "lira-offline"), shadows=4, retrain=True)
     assert [part["attack"] for part in row["attacks"]] == ["lira"] * 3 + ["lira-offline"] * 3
     assert row["attacks"][0]["shadows"] == 4
