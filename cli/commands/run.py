@@ -107,10 +107,10 @@ def run(
     if summary["process"] != 0:
         # Started by torchrun: the first process speaks for all.
         return
-    if summary["earlier_releases"]:
+    if earlier := summary["earlier_releases"]:
         print(
-            f"warning: {summary['earlier_releases']} earlier releases from {start}; whoever sees several learns"
-            " more than each certificate says.",
+            f"warning: {earlier} earlier release{'s' if earlier > 1 else ''} from {start}; whoever sees several learns"
+            " more than each certificate says, and a record forgotten then but not named now is in this one.",
             file=sys.stderr,
         )
     if as_json:

@@ -6,6 +6,7 @@ interval around every point are those of ``rdp_calc.lower_bounds``: valid for an
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -90,7 +91,11 @@ def refutation(document: dict[str, Any]) -> str | None:
     if document["verdict"] != "refuted":
         return None
     bounds, claim = document["lower_bounds"], document["claim"]
-    shown = [f"{name} is at least {bounds[name]:.4g}, {claim[name]:.4g} was claimed" for name in document["exceeded"]]
+    # Rounded down: a lower bound must not be shown larger than it is.
+    shown = [
+        f"{name} is at least {math.floor(1e4 * bounds[name]) / 1e4:.4f}, {claim[name]:.4g} was claimed"
+        for name in document["exceeded"]
+    ]
     return (
         f"THE CLAIM IS REFUTED: {' and '.join(shown)} (confidence {bounds['confidence']:g}). Do not release these"
         " models. By chance a claim that is attained with equality is refuted in at most"
