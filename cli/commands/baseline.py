@@ -268,13 +268,18 @@ def _ending(summary: dict[str, Any]) -> str:
         return ""
     if "requests" in stop:
         return f"; {stop['steps']:,} steps for {len(stop['requests'])} requests"
-    text = f"; {_REACHED[stop['reason']]} {stop['steps']:,} steps"
+    text = f"; {_REACHED[stop['reason']]} {_count(stop['steps'], 'step')}"
     if stop["reason"] == "limit":
         text += f", forget accuracy {summary['metrics']['after']['forget_accuracy']['mean']:.2f}"
     if "slices" in stop:
         epochs, whole = stop["record_epochs"], stop["record_epochs_from_scratch"]
-        text += f": {stop['slices']} slices of {stop['members']} members, {epochs / whole:.0%} of training afresh"
+        retrained = f"{_count(stop['slices'], 'slice')} of {_count(stop['members'], 'member')}"
+        text += f": {retrained}, {epochs / whole:.0%} of training afresh"
     return text
+
+
+def _count(number: int, thing: str) -> str:
+    return f"{number:,} {thing}" if number == 1 else f"{number:,} {thing}s"
 
 
 def _show(summary: dict[str, Any]) -> None:
@@ -283,7 +288,7 @@ def _show(summary: dict[str, Any]) -> None:
     text = f"{summary['output']}: {summary['method']}, {summary['kind']}, certificate level none{_ending(summary)}"
     out.print(plain(text), markup=False)
     for number, request in enumerate(summary["stop"].get("requests", ()), start=1):
-        out.print(f"request {number}: {_REACHED[request['reason']]} {request['steps']:,} steps", markup=False)
+        out.print(f"request {number}: {_REACHED[request['reason']]} {_count(request['steps'], 'step')}", markup=False)
     out.print(plain(summary["statement"]), markup=False, style="yellow")
 
 

@@ -53,7 +53,7 @@ def test_people_read_that_nothing_is_certified(rdp: Call) -> None:
     assert shown.code == 0, shown.err
     assert "before unlearning" in shown.out
     assert "retrained" in shown.out
-    assert "out: neggrad, empirical, certificate level none; trained for 1 steps" in shown.out
+    assert "out: neggrad, empirical, certificate level none; trained for 1 step\n" in shown.out
     assert "Nothing is proved about it" in shown.out
     several = rdp("baseline misclassify --data builtin:digits --start out --requests 4;5-6 --max-steps 2 -o more")
     assert several.code == 0, several.err
