@@ -132,7 +132,11 @@ class StoredVectors:
             raise DataError(f"{path.parent / VECTORS} does not hold the vectors of this model; learn again.")
 
     def number(self, name: str) -> float:
-        found = float(documents.field(self.record, f"stored.{name}", "number"))
+        return float(documents.field(self.record, f"stored.{name}", "number"))
+
+    def error(self, name: str) -> float:
+        """A bound on an error. Raises DataError for one that is negative."""
+        found = self.number(name)
         if not found >= 0:
             raise DataError(f"stored.{name} of the learning record must be >= 0, got {found!r}.")
         return found
@@ -294,8 +298,8 @@ class HessianFreeGlmJob(GlmJob):
         stored = StoredVectors(folder, size=self.size, count=self.method.dataset_size)
         dtype, computed, storing = (
             DTYPES.get(stored.text("computed_in"), torch.float64),
-            stored.number("rounding_error"),
-            stored.number("storing_error"),
+            stored.error("rounding_error"),
+            stored.error("storing_error"),
         )
         check_rounding(self.method, computed=computed, storing=storing, dtype=dtype, store=stored.store.dtype)
         self._note(dtype, computed, storing)

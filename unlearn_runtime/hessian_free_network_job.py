@@ -219,7 +219,7 @@ class HessianFreeNetworkJob(NetworkJob):
         assert self.start_folder is not None
         assert self.ids is not None
         stored = StoredVectors(self.start_folder, size=self.size, count=self.method.dataset_size)
-        self._check_storing(stored.number("storing_error"), stored.store.dtype)
+        self._check_storing(stored.error("storing_error"), stored.store.dtype)
         self.seen.note(**{name: stored.number(f"constants_seen.{name}") for name in vars(self.seen)})
         self.check_seen()
         return torch.from_numpy(stored.store.total(self.ids)).to(self.network.device)

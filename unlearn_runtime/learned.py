@@ -113,13 +113,19 @@ class Learned:
 
 
 def _forgotten(folder: Path, dataset: Dataset) -> npt.NDArray[np.int64]:
-    """Records of ``dataset`` that the run or baseline in ``folder`` and those before it forgot; none where its private
-    records are missing or speak of other data. Raises DataError where they are damaged.
+    """Records of ``dataset`` that the run or baseline in ``folder`` and those before it forgot; none of other data, and
+    none for a folder without such documents. Raises DataError where they are damaged, or the one that names the records
+    is missing.
     """
     baseline = folder / "baseline.json"
     paths = folder / "private" / "audit.json", baseline if baseline.is_file() else folder / "certificate.json"
-    if not all(path.is_file() for path in paths):
+    if not paths[1].is_file():
         return np.array([], dtype=np.int64)
+    if not paths[0].is_file():
+        raise DataError(
+            f"records were forgotten in {folder}, and {paths[0]}, which names them, is missing; start from its"
+            " model.safetensors and name all records removed so far in --forget."
+        )
     audit, certificate = (read_document(path) for path in paths)
     try:
         key = bytes.fromhex(documents.field(audit, "key", "text"))

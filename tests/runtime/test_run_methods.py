@@ -84,7 +84,7 @@ PLANS = {
     "output-perturbation": f"output-perturbation {NETWORK} --init-clip 1".replace(" --batch-size 16", ""),
     "dp-sgd": DP_SGD,
     "hessian-free": f"{RECOLLECTION} {LOGISTIC} --group-size 2",
-    "hessian-free, float16": f"{RECOLLECTION} {LOGISTIC} --store float16 --step-decay 0.9 --group-size 12",
+    "hessian-free, float16": f"{RECOLLECTION} {LOGISTIC} --store float16 --step-decay 0.9 --group-size 30",
     "hessian-free, softmax": f"{RECOLLECTION} --loss softmax --l2 0.1",
     "newton": f"newton {LOGISTIC} {SOLVED} --group-size 2",
     "newton, softmax": f"newton --loss softmax --l2 0.1 {SOLVED} --damping 0.01 --solver lbfgs",
@@ -343,6 +343,14 @@ def test_finetuning_starts_from_the_released_model_of_another_run(run: Callable[
     holds(folder)
     start, before = load_file(other / "model.safetensors"), load_file(folder / "private" / "before.safetensors")
     assert all(np.array_equal(before[name], start[name].astype(np.float64)) for name in MLP)
+
+
+def test_a_published_folder_does_not_say_what_it_forgot(run: Callable[..., Path]) -> None:
+    other = run(CLIP, "--forget 7", name="other")
+    shutil.rmtree(other / "private")
+    plan = f"{FINETUNE} --group-size 2"
+    assert "name all records removed" in str(run(plan, f"--phase unlearn --start {other} --forget 5", code=6))
+    holds(run(plan, f"--phase unlearn --start {other / 'model.safetensors'} --forget 5,7"))
 
 
 def test_what_was_forgotten_before_stays_out_of_every_batch(
