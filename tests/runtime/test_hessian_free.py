@@ -270,6 +270,21 @@ def test_quadratic_records_are_forgotten_to_first_order() -> None:
     assert relative(found, newton) > 0.01
 
 
+def test_one_quadratic_record_of_many_is_forgotten_alike_by_hessian_free_newton_and_retraining() -> None:
+    """What the forgotten record's own curvature leaves is of the order 1/n^2."""
+    n, gone = 6000, [17]
+    problem = make("huber", n=n, batch=n, epochs=300)
+    w, x, y = flat(problem.run()), problem.x, problem.y
+    retrained = flat(problem.run(without=gone))
+    hessian = x.T @ x / n + 0.1 * np.eye(5) - x[gone].T @ x[gone] / n
+    newton = w + np.linalg.solve(hessian, x[gone].T @ (x[gone] @ w - y[gone]) / n)
+    found = w + vectors(problem.run(), gone).numpy().sum(axis=0)
+    assert relative(newton, retrained) < 1e-10
+    assert relative(found, retrained) < 1e-6
+    assert relative(found, newton) < 1e-6
+    assert relative(w, retrained) > 1e-4
+
+
 def full_batch(
     problem: Problem, i: int, *, weight: float = 1.0, divisor: int | None = None, early: bool = False
 ) -> tuple[Array, Array]:
