@@ -8,10 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.table import Table
 
     from rdp_calc.calibrate import Refusal
     from rdp_calc.result import Result
     from rdp_calc.verify import Report
+
+
+_INDENT = "  "
 
 
 def console() -> Console:
@@ -20,6 +24,37 @@ def console() -> Console:
 
     found = Console(highlight=False)
     return found if found.is_terminal else Console(highlight=False, width=120)
+
+
+def print_table(out: Console, table: Table) -> None:
+    """A table of which no number may be cut off. Where it is wider than the terminal every row becomes a few lines of
+    names and values; what is not a terminal gets long lines.
+    """
+    from rich.text import Text
+
+    width = out.measure(table, options=out.options.update(width=10_000)).maximum
+    if width <= out.width:
+        out.print(table)
+        return
+    if not out.is_terminal:
+        usual, out.width = out.width, width
+        out.print(table)
+        out.width = usual
+        return
+    if table.title is not None:
+        out.print(table.title)
+    names = [Text.from_markup(str(column.header)).plain for column in table.columns]
+    for row in zip(*(column.cells for column in table.columns), strict=True):
+        cells = [Text.from_markup(str(cell)) for cell in row]
+        out.print(cells[0])
+        line = Text(_INDENT)
+        for name, cell in zip(names[1:], cells[1:], strict=True):
+            # A name and its value stay on one line.
+            if len(line) > len(_INDENT) and len(line) + len(name) + len(cell) + 3 > out.width:
+                out.print(line)
+                line = Text(_INDENT)
+            line.append_text(Text.assemble("" if len(line) == len(_INDENT) else "  ", (f"{name} ", "dim"), cell))
+        out.print(line)
 
 
 def print_json(document: dict[str, Any]) -> None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from cli.render import console, exact, plain, print_json
+from cli.render import console, exact, plain, print_json, print_table
 from rdp_calc.documents import read_document
 from rdp_calc.errors import DataError, GuardFailed, InvalidInput
 from rdp_calc.options import read_float, read_integer
@@ -208,13 +208,13 @@ def _one_number(row: dict[str, Any]) -> str:
 
 def _show(document: dict[str, Any]) -> None:
     out = console()
-    out.print(_runs_table(document["runs"]))
+    print_table(out, _runs_table(document["runs"]))
     out.print(
         "[dim]accuracy (loss without classes) of the unlearned model; distance, agreement on test records and KL are to"
-        "\nthe retrained model; faster: seconds of retraining over those of unlearning[/dim]"
+        " the retrained model; faster: seconds of retraining over those of unlearning[/dim]"
     )
     if any(row["attacks"] for row in document["runs"]):
-        out.print(_attacks_table(document["runs"]))
+        print_table(out, _attacks_table(document["runs"]))
         reasons = {rate["reason"] for row in document["runs"] for a in row["attacks"] for rate in a["tpr_at_fpr"]}
         for reason in sorted(reasons - {None}):
             out.print(f"[dim]-: {reason}[/dim]")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from cli.commands.run import load_runtime
-from cli.render import ceiling, console, plain, print_json
+from cli.render import ceiling, console, plain, print_json, print_table
 from rdp_calc.errors import InvalidInput
 from rdp_calc.options import read_float, read_integer
 from rdp_calc.published import TABLES, Row, Table, table
@@ -139,7 +139,7 @@ def _show_report(report: Report, output: Path | None, *, command: str) -> None:
     for row in report.rows[:_SHOWN_ROWS]:
         shown.add_row(*(escape(plain(_short(row[column.name], safe=column.safe))) for column in report.columns))
     out = console()
-    out.print(shown)
+    print_table(out, shown)
     left = len(report.rows) - _SHOWN_ROWS
     if left > 0:
         out.print(f"[dim]and {left} rows more, in the files of -o and in --json[/dim]")
@@ -175,7 +175,7 @@ def _show(found: Table) -> None:
             row.problem, _text(row.published), _text(row.recomputed), _text(row.ours), _ratio(row), row.flag or "-"
         )
     out = console()
-    out.print(shown)
+    print_table(out, shown)
     out.print(f"[dim]columns 2 to 4: {found.quantity}; recomputed and ours are proved, 6 digits shown[/dim]")
 
 
