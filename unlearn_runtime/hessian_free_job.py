@@ -234,8 +234,18 @@ class HessianFreeGlmJob(GlmJob):
             private / VECTORS, self.method.dataset_size, self.size, dtype=store, announce=self.announce
         )
         everyone = np.arange(self.method.dataset_size)
-        compute_vectors(run, everyone, lambda places, part: writer.write(everyone[places], part), dtype=dtype)
-        check_rounding(self.method, computed=computed, storing=writer.largest_error, dtype=dtype, store=store)
+        with self.stepper.shown("vectors", len(everyone)) as on_step:
+            done = 0
+
+            def receive(places: Array, part: torch.Tensor) -> None:
+                nonlocal done
+                writer.write(everyone[places], part)
+                # As soon as it shows: the vectors may take minutes.
+                check_rounding(self.method, computed=computed, storing=writer.largest_error, dtype=dtype, store=store)
+                done += len(places)
+                on_step(done)
+
+            compute_vectors(run, everyone, receive, dtype=dtype)
         self._note(dtype, computed, writer.largest_error)
         return stored_record(writer, writer.finish(), computed_in=_named(dtype), rounding_error=computed)
 

@@ -133,8 +133,17 @@ class HessianFreeNetworkJob(NetworkJob):
             raise InvalidInput("the vectors of records come with a learning run; learn first.")
         count, store = self.method.dataset_size, self._training.store
         writer = VectorWriter(private / VECTORS, count, self.size, dtype=store, announce=self.announce)
-        self._vectors(self._learned, 0).compute(np.arange(count), writer.write)
-        self._check_storing(writer.largest_error, store)
+        with self._stepper.shown("vectors", count) as on_step:
+            done = 0
+
+            def receive(ids: Array, part: torch.Tensor) -> None:
+                nonlocal done
+                writer.write(ids, part)
+                self._check_storing(writer.largest_error, store)
+                done += len(ids)
+                on_step(done)
+
+            self._vectors(self._learned, 0).compute(np.arange(count), receive)
         return stored_record(
             writer,
             writer.finish(),

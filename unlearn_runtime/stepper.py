@@ -78,6 +78,10 @@ class Stepper:
         seconds = sum(elapsed for _, elapsed in self.timings)
         return sum(steps for steps, _ in self.timings) / seconds if seconds > 0 else None
 
+    def shown(self, name: str, steps: int) -> AbstractContextManager[OnStep]:
+        """Progress of work that is no loop of the run: it is neither logged nor resumed."""
+        return self._progress(name, steps)
+
     def run(self, name: str, steps: int, state: State, step: Callable[[int], Loss]) -> None:
         """Call ``step(0)`` .. ``step(steps - 1)``; each changes the tensors of ``state`` in place, may return a loss.
 

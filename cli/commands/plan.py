@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,10 @@ from rdp_calc.descent import Descent
 from rdp_calc.documents import digest, pretty, read_document
 from rdp_calc.errors import DataError, InvalidInput
 from rdp_calc.methods import Method
+from rdp_calc.methods.newton import Newton
 from rdp_calc.options import Option, read_float
 from rdp_calc.plan import PLAN_SCHEMA, PREPROCESS, DataSpec, plan_from_json, plan_from_result
-from rdp_calc.training import GLM_METHODS, GLM_MODELS, SECOND_ORDER, Training, training_options
+from rdp_calc.training import GLM_METHODS, GLM_MODELS, SECOND_ORDER, Training, runs_network, training_options
 
 _DATA_OPTIONS = (
     Option(name="data", kind="text", help="Data to plan for: size, features and classes are read from it."),
@@ -65,6 +67,9 @@ def _add(app: typer.Typer, method: type[Method]) -> None:
         from unlearn_runtime.folders import write_file
 
         write_file(output, pretty(document))
+        if isinstance(problem, Newton) and problem.residual == 0 and not (quiet or as_json):
+            # It is not refused: what it claims is true, and sigma says the same.
+            print("note: no run solves exactly; to run this plan, make it with --residual 1e-9.", file=sys.stderr)
         _show(document, as_json=as_json, quiet=quiet)
 
     example = f"rdp-calc plan {method.EXAMPLE} -o plan.json"
@@ -85,7 +90,11 @@ def _training(name: str, values: dict[str, Any]) -> Training | None:
             values = {**values, "model": None}
     if name in SECOND_ORDER and model is not None and values.get("loss") == model:
         values = {**values, "model": None}
-    return Training.from_options(name, values)
+    training = Training.from_options(name, values)
+    needs_recipe = name in ("newton", "jackknife") and training is not None and training.learn is None
+    if needs_recipe and runs_network(name, values.get("loss"), training):
+        raise InvalidInput(f"a {name} plan of a network needs --learn, the training that comes before the solver.")
+    return training
 
 
 def _check_output(path: Path) -> None:

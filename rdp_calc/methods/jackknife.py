@@ -24,7 +24,10 @@ class Jackknife(Newton):
 
     NAME = "jackknife"
     SUMMARY = "Newton step with the Hessian of the full data, precomputed; zero-out, strongly convex."
-    EXAMPLE = "jackknife --epsilon 1 --delta 1/n --dataset-size 11982 --loss logistic --l2 0.011982 --tolerance 1e-8"
+    EXAMPLE = (
+        "jackknife --epsilon 1 --delta 1/n --dataset-size 11982 --loss logistic --l2 0.011982 --tolerance 1e-8"
+        " --residual 1e-8"
+    )
 
     OPTIONS: ClassVar[tuple[Option, ...]] = tuple(
         replace(o, default="zero-out") if o.name == "adjacency" else o for o in Newton.OPTIONS

@@ -43,7 +43,10 @@ class Newton(Approximation):
 
     NAME = "newton"
     SUMMARY = "One Newton step on the retained data, then noise; strongly convex."
-    EXAMPLE = "newton --epsilon 1 --delta 1/n --dataset-size 11982 --loss logistic --l2 0.011982 --tolerance 1e-8"
+    EXAMPLE = (
+        "newton --epsilon 1 --delta 1/n --dataset-size 11982 --loss logistic --l2 0.011982 --tolerance 1e-8"
+        " --residual 1e-8"
+    )
     OPTIONS: ClassVar[tuple[Option, ...]] = (*SIZE_OPTIONS, ADJACENCY_OPTION, *OPTIONS, *TOLERANCE_OPTIONS)
 
     def __post_init__(self) -> None:

@@ -428,7 +428,7 @@ def test_one_step_is_the_mean_over_forgotten_and_adversarial_records_and_then_th
 
 
 def test_a_divergence_is_an_error(learned: Learned) -> None:
-    with pytest.raises(GuardFailed, match="diverged: the weights are not finite; use a smaller step size"):
+    with pytest.raises(GuardFailed, match="diverged"):
         unlearn(learned, adversarial=0, importance=1e9, step_size=1e9, max_steps=50)
 
 

@@ -63,6 +63,9 @@ class InstanceWise:
                 raise InvalidInput(f"{name} must be an integer in {least}..{10**9}, got {value!r}.")
 
 
+_CALMER = "use a smaller --step-size, or adversarial examples."
+
+
 @dataclass(frozen=True)
 class Stop:
     """Why and after how many steps unlearning ended: misclassified, relabelled, or limit, and the part of the forgotten
@@ -136,6 +139,8 @@ def unlearn_instances(
         if int(ended) >= 0:
             return None
         found, loss = direction(t)
+        if not bool(torch.isfinite(loss)):
+            raise GuardFailed(f"unlearning ({name}) diverged at step {t + 1}: {_CALMER}")
         velocity.mul_(settings.momentum).add_(found)
         network.flat.mul_(1 - settings.step_size * settings.weight_decay)
         network.flat.sub_(velocity, alpha=settings.step_size)
@@ -146,7 +151,7 @@ def unlearn_instances(
     with torch.no_grad():
         stepper.run(name, settings.max_steps, memory, step)
         if not bool(torch.isfinite(network.flat).all()):
-            raise GuardFailed(f"unlearning ({name}) diverged: the weights are not finite; use a smaller step size.")
+            raise GuardFailed(f"unlearning ({name}) diverged: the weights are not finite; {_CALMER}")
         share = reached()
     goal = "misclassified" if wanted is None else "relabelled"
     return Stop(goal if int(ended) >= 0 else "limit", int(ended) if int(ended) >= 0 else settings.max_steps, share)

@@ -321,6 +321,8 @@ def _claim(plan: dict[str, Any], certificate: dict[str, Any] | None = None) -> d
 
 def _certificate(folder: Path) -> dict[str, Any]:
     path = folder / "certificate.json"
+    if (folder / "baseline.json").is_file():
+        raise DataError(f"{folder} holds a baseline, which claims nothing that an audit could refute.")
     if not path.is_file():
         raise DataError(f"{folder} has no certificate.json: audit takes a plan, or the folder of a run that unlearned.")
     certificate = read_document(path)

@@ -17,6 +17,7 @@ from rdp_calc.methods.hessian_free import HessianFree
 from rdp_calc.methods.noisy_sgd import NoisySgd
 from rdp_calc.plan import init_std
 from rdp_calc.result import jsonable
+from unlearn_runtime.admission import ANY_MODEL
 from unlearn_runtime.data import Dataset
 from unlearn_runtime.evaluate import attacks, metrics
 from unlearn_runtime.evaluate.attacks import Attacked
@@ -187,7 +188,7 @@ def _is_reference(run: RunFolder, options: Options) -> bool:
     """Whether the retrained models are what the claim compares with: the run's own pipeline without the records, from
     the start, in the batches of the run. Methods that take any model compare with their own steps instead.
     """
-    if run.claim is None or run.plan is None or not run.plan.method.NEEDS_PREPARATION:
+    if run.claim is None or run.plan is None or run.plan.method.NAME in ANY_MODEL:
         return False
     plan = run.plan
     if options.retrained is None and "retrained" in run.populations:
