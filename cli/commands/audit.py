@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import importlib.util
 import io
 import json
 import math
@@ -14,6 +13,7 @@ from typing import Any
 import typer
 
 from cli.commands.run import load_runtime
+from cli.output_file import check_output
 from cli.render import ceiling, console, exact, plain, print_json
 from rdp_calc.documents import read_document
 from rdp_calc.errors import DataError, InvalidInput, VerificationFailed
@@ -22,7 +22,6 @@ from rdp_calc.plan import PLAN_SCHEMA
 
 app = typer.Typer(rich_markup_mode="rich", add_completion=False)
 
-_SUFFIXES = (".png", ".svg", ".csv", ".json")
 _SCHEMA = "rdp-calc/audit/1"
 _COLUMNS = ("threshold", "fpr", "fpr_low", "fpr_high", "tpr", "tpr_low", "tpr_high", "certified_tpr")
 
@@ -70,7 +69,7 @@ def audit(
     if count is not None and count < 2:
         raise InvalidInput(f"--trials must be an integer >= 2, got {count}.")
     for path in output:
-        _check_output(path)
+        check_output(path, what="an audit", schema=_SCHEMA, is_header=lambda line: line.startswith(",".join(_COLUMNS)))
     plan = None if subject.is_dir() else _plan(subject, data=data, forget=forget)
     load_runtime()
     from cli.progress import progress_bar
@@ -121,34 +120,6 @@ def _plan(path: Path, *, data: str | None, forget: str | None) -> dict[str, Any]
         if value is None:
             raise InvalidInput(f"{name} is required to audit a plan; the folder of a run has its own.")
     return document
-
-
-def _check_output(path: Path) -> None:
-    """A file may be written when its suffix is known and it replaces no text that is not an audit."""
-    suffix = path.suffix.lower()
-    if suffix not in _SUFFIXES:
-        raise InvalidInput(f"-o {path} must end in {', '.join(_SUFFIXES[:-1])} or {_SUFFIXES[-1]}.")
-    if suffix in (".svg", ".png") and importlib.util.find_spec("matplotlib") is None:
-        raise InvalidInput(f"{suffix} files need matplotlib: pip install 'rdp-calc[plots]', or use .csv or .json.")
-    if not path.absolute().parent.is_dir():
-        raise InvalidInput(f"the folder {path.absolute().parent} does not exist; create it first.")
-    if path.is_dir():
-        raise InvalidInput(f"{path} is a folder; name a file.")
-    if path.exists() and not _replaceable(path):
-        raise InvalidInput(f"{path} exists and is not an audit; choose a new name.")
-
-
-def _replaceable(path: Path) -> bool:
-    match path.suffix.lower():
-        case ".json":
-            try:
-                return bool(read_document(path).get("schema") == _SCHEMA)
-            except DataError:
-                return False
-        case ".csv":
-            with path.open(encoding="utf-8", errors="replace") as stream:
-                return stream.readline(200).startswith(",".join(_COLUMNS))
-    return True
 
 
 def _write(path: Path, document: dict[str, Any]) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import importlib.util
 import io
 import itertools
 import json
@@ -18,10 +17,10 @@ import typer
 
 from cli.chart import Curve, chart, picture, spans
 from cli.options import TARGET_OPTIONS, command, noise_option, per_method, read_delta, read_target, split
+from cli.output_file import check_output
 from cli.render import ceiling, console, exact, print_json
 from rdp_calc import calibrate, registry
-from rdp_calc.documents import read_document
-from rdp_calc.errors import DataError, InvalidInput, MissingInput, RdpCalcError
+from rdp_calc.errors import InvalidInput, MissingInput, RdpCalcError
 from rdp_calc.methods import Method
 from rdp_calc.options import Option, read_float, require
 from rdp_calc.problem import ADJACENCY_OPTION
@@ -30,7 +29,6 @@ from rdp_calc.result import Result, jsonable
 CURVE_SCHEMA = "rdp-calc/curve/1"
 
 ANSWERS = ("sigma", "epsilon", "delta", "steps")
-SUFFIXES = (".svg", ".png", ".csv", ".json")
 MOST_POINTS = 1000
 
 #: Options that methods read themselves because they take words or lists too.
@@ -84,7 +82,7 @@ def _add(app: typer.Typer, method: type[Method]) -> None:
         answer = values["answer"] or "sigma"
         name, grid = _grid(method, values, answer)
         for path in output:
-            _check_output(path)
+            check_output(path, what="a curve", schema=CURVE_SCHEMA, is_header=lambda line: ",bound," in line)
         series = _solve(method, values, answer, name, grid)
         y_name = {"sigma": method.NOISE, "steps": "unlearn_steps"}.get(answer, answer)
         document = _document(method, values, name, y_name, series)
@@ -256,33 +254,6 @@ def _id(name: str, points: list[Point]) -> str:
         return name
     ids = [point.outcome.bound for point in points if isinstance(point.outcome, Result)]
     return ids[0] if ids else registry.bound(name).id
-
-
-def _check_output(path: Path) -> None:
-    """A file may be written when its suffix is known and it replaces no text that is not a curve."""
-    if path.suffix.lower() not in SUFFIXES:
-        raise InvalidInput(f"-o {path} must end in {', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]}.")
-    if path.suffix.lower() in (".svg", ".png") and importlib.util.find_spec("matplotlib") is None:
-        raise InvalidInput(f"{path.suffix} files need matplotlib: pip install 'rdp-calc[plots]', or use .csv or .json.")
-    if not path.absolute().parent.is_dir():
-        raise InvalidInput(f"the folder {path.absolute().parent} does not exist; create it first.")
-    if path.is_dir():
-        raise InvalidInput(f"{path} is a folder; name a file.")
-    if path.exists() and not _replaceable(path):
-        raise InvalidInput(f"{path} exists and is not a curve; choose a new name.")
-
-
-def _replaceable(path: Path) -> bool:
-    match path.suffix.lower():
-        case ".json":
-            try:
-                return bool(read_document(path).get("schema") == CURVE_SCHEMA)
-            except DataError:
-                return False
-        case ".csv":
-            with path.open(encoding="utf-8", errors="replace") as stream:
-                return ",bound," in stream.readline(200)
-    return True
 
 
 def _write(path: Path, document: dict[str, Any], series: list[Series]) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import importlib.util
 import io
 import json
 import sys
@@ -12,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from cli.output_file import PICTURES, check_output
 from cli.render import console, exact, plain, print_json, print_table
-from rdp_calc.documents import read_document
-from rdp_calc.errors import DataError, GuardFailed, InvalidInput
+from rdp_calc.errors import GuardFailed, InvalidInput
 from rdp_calc.options import read_float, read_integer
 
 if TYPE_CHECKING:
@@ -22,7 +21,6 @@ if TYPE_CHECKING:
 
 app = typer.Typer(rich_markup_mode="rich", add_completion=False)
 
-SUFFIXES = (".json", ".csv", ".png", ".svg")
 
 _ATTACKS = "loss, logistic, lira, lira-offline, u-lira, population"
 
@@ -105,34 +103,11 @@ def evaluate(
 
 
 def _check_output(path: Path, attacks: list[str]) -> None:
-    """A file may be written when its suffix is known, it has something to show, and it replaces no other document."""
-    suffix = path.suffix.lower()
-    if suffix not in SUFFIXES:
-        raise InvalidInput(f"-o {path} must end in {', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]}.")
-    if suffix in (".png", ".svg"):
-        if not attacks:
-            raise InvalidInput(f"{suffix} files show ROC curves of attacks: name one with --attack.")
-        if importlib.util.find_spec("matplotlib") is None:
-            raise InvalidInput(f"{suffix} files need matplotlib: pip install 'rdp-calc[plots]', or use .csv or .json.")
-    if not path.absolute().parent.is_dir():
-        raise InvalidInput(f"the folder {path.absolute().parent} does not exist; create it first.")
-    if path.is_dir():
-        raise InvalidInput(f"{path} is a folder; name a file.")
-    if path.exists() and not _replaceable(path):
-        raise InvalidInput(f"{path} exists and is not an evaluation; choose a new name.")
-
-
-def _replaceable(path: Path) -> bool:
-    match path.suffix.lower():
-        case ".json":
-            try:
-                return bool(read_document(path).get("schema") == "rdp-calc/evaluate/1")
-            except DataError:
-                return False
-        case ".csv":
-            with path.open(encoding="utf-8", errors="replace") as stream:
-                return stream.readline(200).strip() == ",".join(_CSV_HEADER)
-    return True
+    """A file may be written when it has something to show, and replaces no other document."""
+    if path.suffix.lower() in PICTURES and not attacks:
+        raise InvalidInput(f"{path.suffix.lower()} files show ROC curves of attacks: name one with --attack.")
+    header = ",".join(_CSV_HEADER)
+    check_output(path, what="an evaluation", schema="rdp-calc/evaluate/1", is_header=lambda line: line == header)
 
 
 def _write(path: Path, found: Evaluation) -> None:

@@ -151,7 +151,7 @@ def test_too_few_trials_say_so(planned: Path, rdp: Call) -> None:
         ("audit plan.json --data worst.npz", 2, "--forget is required"),
         (f"{AUDIT} --confidence 1", 2, "--confidence must be in (0, 1)"),
         (f"{AUDIT} --trials 1", 2, "--trials must be an integer >= 2, got 1"),
-        (f"{AUDIT} -o audit.pdf", 2, "must end in .png, .svg, .csv or .json"),
+        (f"{AUDIT} -o audit.pdf", 2, "must end in .svg, .png, .csv or .json"),
         (f"{AUDIT} -o plan.json", 2, "exists and is not an audit"),
         (f"{AUDIT} -o nowhere/a.csv", 2, "does not exist"),
         ("audit missing.json --data worst.npz --forget 0", 6, "cannot read"),

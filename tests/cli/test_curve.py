@@ -248,7 +248,7 @@ def test_files(rdp: Call) -> None:
 
 @pytest.mark.parametrize("suffix", ["svg", "png"])
 def test_pictures_need_the_extra(suffix: str, rdp: Call, monkeypatch: pytest.MonkeyPatch) -> None:
-    import cli.commands.curve as module
+    import cli.output_file as module
 
     monkeypatch.setattr(module.importlib.util, "find_spec", lambda name: None)
     refused(rdp, f"{CURVE} -o a.{suffix}", "pip install 'rdp-calc[plots]'")
