@@ -7,6 +7,7 @@ import functools
 import io
 import math
 import shlex
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,20 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def terminal_signals() -> Iterator[None]:
+    """Signals as a terminal leaves them, for processes that inherit them: under nohup, or in the background of a shell,
+    some are ignored.
+    """
+    before = {}
+    for number, handler in ((signal.SIGHUP, signal.SIG_DFL), (signal.SIGINT, signal.default_int_handler)):
+        if signal.getsignal(number) is signal.SIG_IGN:
+            before[number] = signal.signal(number, handler)
+    yield
+    for number, ignored in before.items():
+        signal.signal(number, ignored)
 
 
 @functools.cache

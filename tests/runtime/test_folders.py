@@ -15,6 +15,8 @@ import pytest
 
 from unlearn_runtime.folders import new_folder, remove_stale, replacement, terminable, write_file
 
+pytestmark = pytest.mark.usefixtures("terminal_signals")
+
 HOLDING = """
 import sys, time
 from pathlib import Path

@@ -20,6 +20,8 @@ import pytest
 from rdp_calc import verify_document
 from rdp_calc.documents import digest, read_document
 
+pytestmark = pytest.mark.usefixtures("terminal_signals")
+
 PlanFile = Callable[[str], Path]
 
 #: Runs commands in children of a process that has everything imported, so that a run begins at once. A child is killed

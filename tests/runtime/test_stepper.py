@@ -27,6 +27,8 @@ from unlearn_runtime.journal import Journal
 from unlearn_runtime.noise import GaussianSource
 from unlearn_runtime.stepper import Stepper
 
+pytestmark = pytest.mark.usefixtures("terminal_signals")
+
 BINDING = {"plan": "abc", "chains": 3}
 
 
