@@ -19,8 +19,7 @@ from dp_accounting import pld
 from dp_accounting.pld import privacy_loss_distribution
 from scipy import stats
 
-from rdp_calc import Target, noise, privacy_loss
-from rdp_calc.bounds import pld as bounds_pld
+from rdp_calc import Target, loss_of_step, noise, peer_distribution
 from rdp_calc.methods.dp_sgd import DpSgd
 
 BOUNDS = ("pld", "rdp", "group-generic")
@@ -59,8 +58,8 @@ def _report(name: str, call: Callable[[], float], repeats: int = 3) -> None:
     times, answer = [], 0.0
     for _ in range(repeats):
         # What one call leaves behind must not serve the next.
-        privacy_loss.one_step.cache_clear()
-        bounds_pld.composed.cache_clear()
+        loss_of_step.one_step.cache_clear()
+        peer_distribution.composed.cache_clear()
         begun = time.perf_counter()
         answer = call()
         times.append(time.perf_counter() - begun)

@@ -17,7 +17,7 @@ import pytest
 from scipy import integrate, optimize, stats
 
 import rdp_calc
-from rdp_calc import calibrate, privacy_loss, registry
+from rdp_calc import calibrate, loss_of_step, peer_distribution, privacy_loss, registry
 from rdp_calc.bounds import pld
 from rdp_calc.bounds.rdp import step_divergence
 from rdp_calc.errors import InvalidInput, NotApplicable, TargetUnreachable
@@ -79,8 +79,8 @@ class Pair:
         return sum(integrate.quad(integrand, a, b, epsabs=1e-14, epsrel=1e-9, limit=200)[0] for a, b in pairwise(ends))
 
 
-def law(pair: tuple[float, int, float], *, remove: bool, exponent: int = 0) -> privacy_loss.Law:
-    laws = privacy_loss.one_step(*pair, exponent, -80.0)
+def law(pair: tuple[float, int, float], *, remove: bool, exponent: int = 0) -> loss_of_step.Law:
+    laws = loss_of_step.one_step(*pair, exponent, -80.0)
     return laws[0] if remove else laws[1]
 
 
@@ -286,15 +286,15 @@ def test_dp_accounting_is_not_asked_below_its_floor(monkeypatch: pytest.MonkeyPa
     assert tiny.answer - tiny.failing <= 2e-9
     with pytest.raises(AssertionError, match="asked"):
         rdp_calc.noise(problem(), Target(epsilon=3.0, delta=1e-11), bound="pld")
-    assert pld.resolved_delta(10) == 1e-12
-    assert pld.resolved_delta(10**9) == pytest.approx(2.2e-7, rel=0.01)
+    assert peer_distribution.resolved_delta(10) == 1e-12
+    assert peer_distribution.resolved_delta(10**9) == pytest.approx(2.2e-7, rel=0.01)
 
 
 def test_dp_accounting_offers_nothing_where_its_arrays_would_be_too_large() -> None:
-    assert pld.accounted_delta(1.0, 1, 0.01, 10**9, 1.0, 0) is None
-    assert pld.accounted_delta(0.5, 500, 0.5, 10, 1.0, 0) is None
-    assert pld.accounted_delta(1e6, 1, 0.01, 10, 1e-6, -20) is None
-    assert pld.accounted_delta(1.0, 1, 0.01, 10, 1.0, 0) is not None
+    assert peer_distribution.accounted_delta(1.0, 1, 0.01, 10**9, 1.0, 0) is None
+    assert peer_distribution.accounted_delta(0.5, 500, 0.5, 10, 1.0, 0) is None
+    assert peer_distribution.accounted_delta(1e6, 1, 0.01, 10, 1e-6, -20) is None
+    assert peer_distribution.accounted_delta(1.0, 1, 0.01, 10, 1.0, 0) is not None
 
 
 def test_members_left_out_of_the_mixture_are_paid_for() -> None:
@@ -491,7 +491,7 @@ def test_a_profile_that_is_no_number_is_refused(monkeypatch: pytest.MonkeyPatch)
     ("group", "rate"), [(1, 0.3), (7, 0.1), (200, 128 / 45000), (1000, 0.5), (10**14, 1e-15), (3, 1.0)]
 )
 def test_number_of_members(group: int, rate: float) -> None:
-    counts, masses = privacy_loss.members(group, rate, -80.0)
+    counts, masses = loss_of_step.members(group, rate, -80.0)
     assert math.fsum(masses) == pytest.approx(1, abs=1e-12)
     assert float(counts @ masses) == pytest.approx(group * rate, rel=1e-9)
     if group <= 1000:
