@@ -142,6 +142,7 @@ def build_job(
     announce: Callable[[str], None],
 ) -> Job:
     """The job of an admitted run."""
+    shared: dict[str, Any] = {"execution": execution, "source": source, "stepper": stepper}
     if admitted.plan.method.NAME in SECOND_ORDER:
         make = hessian_free_job.make if isinstance(admitted.plan.method, HessianFree) else newton_job.make
         return make(
@@ -151,12 +152,10 @@ def build_job(
             gone=admitted.gone,
             module=admitted.module,
             training=admitted.training,
-            execution=execution,
             device=world.device,
-            source=source,
-            stepper=stepper,
             announce=announce,
             start_folder=None if admitted.start is None else admitted.start.folder,
+            **shared,
         )
     if admitted.module is None:
         return GlmJob(
@@ -165,10 +164,8 @@ def build_job(
             ids=admitted.ids,
             gone=admitted.gone,
             request=admitted.request,
-            execution=execution,
             device=world.device,
-            source=source,
-            stepper=stepper,
+            **shared,
         )
     # What earlier runs forgot stays out of every batch.
     ids = admitted.ids if admitted.ids is None else np.union1d(admitted.ids, admitted.gone)
@@ -178,12 +175,10 @@ def build_job(
         ids=ids,
         module=admitted.module,
         training=admitted.training,
-        execution=execution,
         device=admitted.device,
-        source=source,
-        stepper=stepper,
         center=admitted.center,
         world=world,
+        **shared,
     )
 
 

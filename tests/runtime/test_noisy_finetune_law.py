@@ -17,7 +17,7 @@ from scipy.stats import norm
 
 from rdp_calc import NoisyFinetune, Target, noise
 from rdp_calc.errors import GuardFailed
-from rdp_calc.methods.noisy_finetune import ratios
+from rdp_calc.schedule_values import ratios
 from unlearn_runtime.algorithms.noisy_finetune import noisy_finetune
 from unlearn_runtime.noise import GaussianSource
 from unlearn_runtime.stepper import Stepper

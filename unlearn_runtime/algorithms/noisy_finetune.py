@@ -14,7 +14,8 @@ import numpy as np
 import torch
 
 from rdp_calc.errors import GuardFailed
-from rdp_calc.methods.noisy_finetune import NoisyFinetune, ratios
+from rdp_calc.methods.noisy_finetune import NoisyFinetune
+from rdp_calc.schedule_values import ratios
 from unlearn_runtime.algorithms.noisy_step import Gradient, NoisyStep, check_rounding, reach, rounding_of_a_step
 from unlearn_runtime.grid import on_grid
 from unlearn_runtime.job import State
