@@ -43,18 +43,20 @@ _EVERY_PREFIX = 20_000
 def best_prefix(schedule: Schedule) -> int:
     """A prefix of the schedule with the smallest mu, in floats: of all prefixes, or nearly so for a long schedule.
 
-    The chord D_t^2/V_t of a prefix is a lower bound of its energy, equal to it where the minorant has one piece: the
-    prefix with the smallest chord is the best one if its energy is no larger. Otherwise a few more are tried.
+    Of a long one the chord D_t^2/V_t of a prefix is a lower bound of its energy (where no contraction is below 1e-2),
+    equal to it where the minorant has one piece: the prefix with the smallest chord is the best one if its energy is no
+    larger. Otherwise a few more are tried.
     """
     import numpy as np
 
-    chords = _chords(schedule)
-    best, total = int(np.argmin(chords)) + 1, len(chords)
-    if energy_float(schedule, best) <= chords[best - 1] * (1 + 1e-9):
-        return best
+    total = len(schedule.step_sizes)
     if total <= _EVERY_PREFIX:
         energies = _prefix_energies(schedule)
         return min(range(total), key=energies.__getitem__) + 1
+    chords = _chords(schedule)
+    best = int(np.argmin(chords)) + 1
+    if energy_float(schedule, best) <= chords[best - 1] * (1 + 1e-9):
+        return best
     trials = {best, total, *(max(1, best * k // 8) for k in (4, 6, 7)), min(total, best * 9 // 8)}
     return min(sorted(trials), key=lambda count: energy_float(schedule, count))
 

@@ -417,6 +417,21 @@ def test_schedules_are_never_below_the_minimum(oracle: Any, data: Any, decay: fl
     assert ours <= best * (1 + oracle.mp.mpf("1e-9"))
 
 
+def test_the_best_prefix_may_end_in_a_step_that_forgets(oracle: Any) -> None:
+    """Steps that spread (|1 - step decay| = 2.1), then one that all but forgets (0.005): the whole schedule is best."""
+    method = NoisyFinetune(
+        init_clip=2.0,
+        grad_clip=1.0,
+        step_size=0.5,
+        weight_decay=1.0,
+        unlearn_steps=15,
+        noise_schedule=(0.5, *[1.0] * 14),
+        step_schedule=(0.15940806175141048, *[1.0] * 9, *[0.5] * 4, 0.3203125),
+    )
+    assert method.accounted() == 15
+    assert exact_mu(method) == pytest.approx(2.80416376242, rel=1e-9)
+
+
 def test_a_schedule_in_plain_floats_is_noticed(oracle: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     original = schedule.mu_squared
     monkeypatch.setattr("rdp_calc.bounds.shifted.mu_squared", lambda *given: original(*given) * (1 - arb(2) ** -30))
