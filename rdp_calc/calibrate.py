@@ -56,6 +56,37 @@ def steps(method: Method, target: Target, *, noise: float, bound: str = "best") 
     return _best(method, bound, lambda candidate: _steps(method, candidate, target, noise))
 
 
+def at_noise(method: Method, target: Target, *, noise: float, bound: str) -> Result:
+    """The result of ``method`` at given noise, proved to meet ``target`` by one named bound.
+
+    Raises NotApplicable where the bound does not cover the problem, TargetUnreachable where the noise is too small.
+    """
+    if not 0 <= noise < math.inf:
+        raise InvalidInput(f"{method.NOISE} must be a finite number >= 0, got {noise!r}.")
+    chosen = registry.bound(bound)
+    chosen.check(method)
+    chosen.check_epsilon(target.epsilon)
+    with precision(PROPOSAL_BITS):
+        evidence = chosen.evidence(method, noise, target.epsilon)
+    result = _result(
+        "sigma",
+        method,
+        chosen,
+        evidence,
+        noise=noise,
+        epsilon=target.epsilon,
+        target=(target.epsilon, target.delta),
+        failing=(method.NOISE, None),
+        answer=noise,
+    )
+    if not result.delta_upper <= target.delta:
+        raise TargetUnreachable(
+            f"{method.NOISE} = {noise!r} gives delta {result.delta_upper!r} at epsilon = {target.epsilon!r}, above the"
+            f" target {target.delta!r}, with bound {chosen.name}."
+        )
+    return result
+
+
 def _check_noise(method: Method, value: float) -> None:
     if not 0 < value < math.inf:
         raise InvalidInput(f"{method.NOISE} must be a finite number > 0, got {value!r}.")

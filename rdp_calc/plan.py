@@ -290,7 +290,7 @@ def guarantee(plan: Plan) -> str:
     if plan.method.REMOVES_NOTHING:
         return "Without any step at a deletion, " + claim + cover
     extra = cover + "".join(f" Conditional on {text}." for text in plan.bound.conditions(plan.method))
-    if len(plan.method.releases()) > 1:
+    if len(getattr(plan.method, "requests", ())) > 1:
         extra += " It holds for the release after each request, for the records removed by then."
     if any(assumption.status == "estimated" for assumption in plan.method.assumptions()):
         extra += " Conditional on the constants marked estimated, which nothing proves."
