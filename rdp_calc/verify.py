@@ -150,17 +150,8 @@ def _verify_certificate(document: dict[str, Any]) -> Report:
         checks.append(Check("plan", False, "the certificate holds no plan"))
         return Report(kind="certificate", level="none", delta_upper=None, checks=checks)
     report = _verify_plan(plan_document)
-    checks += report.checks
-    level = "none"
-    try:
-        checks += _certificate_checks(document, plan_document)
-        claimed = documents.field(document, "claim.level", "text")
-        seeded = documents.field(document, "executed.random_source", "text") != OS_ENTROPY
-        deviates = documents.field(document, "executed.deviation", "text", optional=True) is not None
-        level = "none" if seeded or deviates else report.claim_level
-        checks.append(Check("level", claimed == level, f"claimed {claimed}, derived {level}"))
-    except RdpCalcError as error:
-        checks.append(Check("certificate fields", False, str(error)))
+    found, level = certificate_checks(document, report.claim_level)
+    checks += report.checks + found
     return Report(
         kind="certificate",
         level=report.level,
@@ -170,6 +161,20 @@ def _verify_certificate(document: dict[str, Any]) -> Report:
         claim_level=level,
         claim=report.claim,
     )
+
+
+def certificate_checks(document: dict[str, Any], plan_level: str) -> tuple[list[Check], str]:
+    """What a certificate says beside its plan, whose own claim has level ``plan_level``; and the level that is left."""
+    try:
+        checks = _certificate_checks(document, documents.field(document, "plan", "object"))
+        claimed = documents.field(document, "claim.level", "text")
+        seeded = documents.field(document, "executed.random_source", "text") != OS_ENTROPY
+        deviates = documents.field(document, "executed.deviation", "text", optional=True) is not None
+        level = "none" if seeded or deviates else plan_level
+        checks.append(Check("level", claimed == level, f"claimed {claimed}, derived {level}"))
+    except RdpCalcError as error:
+        return [Check("certificate fields", False, str(error))], "none"
+    return checks, level
 
 
 def _certificate_checks(document: dict[str, Any], plan: dict[str, Any]) -> list[Check]:
