@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import re
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,6 +21,9 @@ _NOT_DIGESTED = frozenset({"digest", "performance", "signature"})
 Kind = Literal["number", "integer", "steps", "text", "boolean", "object", "list"]
 
 _MOST_BYTES = 32 * 2**20
+
+#: A string, kept as it is, or white space between two tokens.
+_SPACED = re.compile(r'("[^"\\]*(?:\\.[^"\\]*)*")|[ \n\r]+')
 
 _TYPES: dict[str, tuple[type, ...]] = {
     "number": (int, float),
@@ -53,8 +57,19 @@ def pretty(document: Any) -> str:
     return json.dumps(document, indent=1, allow_nan=False) + "\n"
 
 
-def read_document(path: Path) -> dict[str, Any]:
-    """One JSON object from a file. Raises DataError for an unreadable file, other JSON, NaN or a repeated key."""
+def read_document(path: Path, *, spelled: bool = False) -> dict[str, Any]:
+    """One JSON object from a file. Raises DataError for an unreadable file, other JSON, NaN or a repeated key, and with
+    ``spelled`` for a file that is not spelled as this package writes it (``misspelling``).
+    """
+    text = read_text(path)
+    document = parse_document(text, path)
+    if spelled and (problem := misspelling(document, text)) is not None:
+        raise DataError(f"{path} {problem}.")
+    return document
+
+
+def read_text(path: Path) -> str:
+    """The text of a document's file. Raises DataError where it cannot be read, is too large or is not UTF-8."""
     try:
         with path.open("rb") as stream:
             content = stream.read(_MOST_BYTES + 1)
@@ -63,6 +78,11 @@ def read_document(path: Path) -> dict[str, Any]:
         raise DataError(f"cannot read {path}: {_reason(error)}.") from None
     if len(content) > _MOST_BYTES:
         raise DataError(f"{path} is larger than the {_MOST_BYTES >> 20} MiB a document may have.")
+    return text
+
+
+def parse_document(text: str, path: Path) -> dict[str, Any]:
+    """The one JSON object that ``text`` spells; ``path`` is named in errors. Raises DataError as ``read_document``."""
     try:
         document = json.loads(
             text, parse_constant=_refuse_constant, parse_float=_finite, object_pairs_hook=_refuse_repeats
@@ -76,6 +96,33 @@ def read_document(path: Path) -> dict[str, Any]:
     if not isinstance(document, dict):
         raise DataError(f"{path} must hold one JSON object, got {type(document).__name__}.")
     return document
+
+
+def misspelling(document: dict[str, Any], text: str) -> str | None:
+    """What is wrong with the spelling of a document's file; None where nothing is.
+
+    JSON has many spellings of one value: 1e-05 and 1E-05, \\u00e9 and \\u00E9, 0.1 and 0.10000000000000001. A digest
+    of values cannot tell them apart, so a file could change and still verify. The rule: without the white space outside
+    of strings, ``text`` is character by character what ``json.dumps`` makes of the values in the order they stand in.
+    White space is blanks, line feeds and carriage returns; no change of one bit turns one of these into another, which
+    is not so for tabs (a tab and a carriage return differ in one bit).
+    """
+    found = _SPACED.sub(_without_space, text)
+    expected = json.dumps(document, separators=(",", ":"))
+    if found == expected:
+        return None
+    at = next(
+        (i for i, (a, b) in enumerate(zip(found, expected, strict=False)) if a != b), min(len(found), len(expected))
+    )
+    start = max(at - 12, 0)
+    return (
+        f"is not spelled as rdp-calc writes it: {found[start : at + 12]!r} should be {expected[start : at + 12]!r};"
+        " the value may be the same, but somebody or something rewrote the file"
+    )
+
+
+def _without_space(match: re.Match[str]) -> str:
+    return match[1] or ""
 
 
 def field(document: dict[str, Any], path: str, kind: Kind, *, optional: bool = False) -> Any:

@@ -101,11 +101,11 @@ def new_folder(target: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def replacement(path: Path, *, mode: int = 0o600) -> Iterator[BinaryIO]:
+def replacement(path: Path, *, mode: int = 0o600, new: bool = False) -> Iterator[BinaryIO]:
     """A stream whose content becomes ``path`` in one rename when the block ends well, safe on disk by then.
 
     When anything fails, the old content stays. The new file has the permissions ``mode``; until then only the owner
-    can read it.
+    can read it. With ``new`` a file that is there by then is left alone, and FileExistsError raised.
     """
     name, stream = _working_file(path)
     with stream:
@@ -114,7 +114,12 @@ def replacement(path: Path, *, mode: int = 0o600) -> Iterator[BinaryIO]:
             stream.flush()
             os.fchmod(stream.fileno(), mode)
             os.fsync(stream.fileno())
-            name.replace(path)
+            if new:
+                # A link fails where the name is taken, a rename would replace it.
+                os.link(name, path)
+                name.unlink()
+            else:
+                name.replace(path)
             _flush(path.absolute().parent)
         except BaseException:
             name.unlink(missing_ok=True)

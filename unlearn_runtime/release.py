@@ -24,6 +24,7 @@ from unlearn_runtime.bindings import data_fingerprint, file_fingerprint, file_sh
 from unlearn_runtime.execution import Execution
 from unlearn_runtime.folders import new_folder
 from unlearn_runtime.job import Job, State
+from unlearn_runtime.keys import SigningKey
 from unlearn_runtime.learned import LEARNING_SCHEMA, RECORD, STATE
 from unlearn_runtime.noise import SEEDED, GaussianSource
 
@@ -43,6 +44,7 @@ class Release:
     source: GaussianSource
     data: str
     output: Path
+    key: SigningKey | None = None
 
     def learned(self, state: State, metrics: dict[str, Any]) -> None:
         """The model before any request, its state for later ones, and the private learning record."""
@@ -68,6 +70,8 @@ class Release:
                 kept = {name: self.job.chains(state) for name, state in states.items() if state is not None}
                 _save_model(kept, folder / CHAINS, private=True)
             certificate = self._certificate(folder, key)
+            if self.key is not None:
+                certificate = self.key.sign_certificate(certificate)
             (folder / "certificate.json").write_text(pretty(certificate), encoding="utf-8")
             audit = {
                 "schema": AUDIT_SCHEMA,

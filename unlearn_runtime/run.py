@@ -34,6 +34,7 @@ from unlearn_runtime.execution import Execution, check_tails
 from unlearn_runtime.glm_job import GlmJob
 from unlearn_runtime.job import Job, State
 from unlearn_runtime.journal import Journal
+from unlearn_runtime.keys import SigningKey
 from unlearn_runtime.network_job import NetworkJob
 from unlearn_runtime.noise import GaussianSource
 from unlearn_runtime.release import Release
@@ -58,17 +59,21 @@ def run_plan(
     center: Path | None = None,
     progress: Progress | None = None,
     announce: Callable[[str], None] | None = None,
+    key: SigningKey | None = None,
 ) -> dict[str, Any]:
     """Carry out a plan document and write the folder ``output``; returns a summary (schema rdp-calc/run/1).
 
     ``model`` names the code of a model the plan calls external, ``center`` the public weights that a plan takes norms
     around. Started by torchrun, every process calls this with the same arguments; the first one writes. ``announce`` is
-    told beforehand of what takes much room or time.
+    told beforehand of what takes much room or time. ``key`` signs the certificate before the folder appears; processes
+    other than the first do not need it.
 
     Raises DataError (plan digest, data, ids, learning record), GuardFailed (what the runtime cannot enforce),
     InvalidInput (arguments that do not go together); one error lists all that is wrong. Nothing is left behind.
     """
     execution = execution or Execution()
+    if key is not None and phase == "learn":
+        raise InvalidInput("a key signs the certificate of a release; --phase learn writes none.")
     admitted = admit(
         document,
         data=data,
@@ -98,7 +103,9 @@ def run_plan(
         stepper = _stepper(admitted, execution, source, world, opened, phase=phase, progress=progress, model=model)
         job = build_job(admitted, execution, source, stepper, world, announce or _silent)
         check_tails(admitted.plan, source, job.size)
-        release = Release(admitted=admitted, job=job, execution=execution, source=source, data=data, output=output)
+        release = Release(
+            admitted=admitted, job=job, execution=execution, source=source, data=data, output=output, key=key
+        )
         return _carry_out(phase, release, stepper, world)
 
 
