@@ -90,7 +90,16 @@ def round_up(value: arb) -> float:
 
 def round_down(value: arb) -> float:
     """The largest double known to be at most ``value``; minus infinity when there is none."""
-    return -round_up(value.neg(exact=True)) + 0.0
+    if value.is_nan():
+        return -math.inf
+    # Mirrored by hand: neg() of python-flint does not negate before 0.9, and the operator - rounds.
+    candidate = float(value.lower())
+    while candidate > -math.inf and not arb(candidate) <= value:
+        candidate = math.nextafter(candidate, -math.inf)
+    after = math.nextafter(candidate, math.inf)
+    while candidate < math.inf and arb(after) <= value:
+        candidate, after = after, math.nextafter(after, math.inf)
+    return candidate + 0.0
 
 
 def midpoint(value: arb) -> float:
