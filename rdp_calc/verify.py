@@ -50,7 +50,7 @@ _EXECUTED_VALUES = {
 }
 
 #: Fields that stand in a certificate only where they say something.
-_OPTIONAL = {"executed": "request deviation"}
+_OPTIONAL = {"executed": "request deviation", "fingerprints": "retained"}
 
 NOT_SHOWN = (
     "that the run happened as recorded",
@@ -202,7 +202,10 @@ def _certificate_checks(document: dict[str, Any], plan: dict[str, Any]) -> list[
     ]
     checks.append(equal("executed learn steps", "executed.learn_steps", planned.get("executed_learn_steps")))
     checks.append(equal("executed unlearn steps", "executed.unlearn_steps", _planned_steps(document, planned)))
-    for name in ("data", "forget_set", "model_before"):
+    names = ["data", "forget_set", "model_before"]
+    # Older certificates name the data as a whole alone.
+    names += ["retained"] if "retained" in documents.field(document, "fingerprints", "object") else []
+    for name in names:
         text = documents.field(document, f"fingerprints.{name}", "text")
         checks.append(Check(f"fingerprint {name}", _is_sha256(text), "a keyed SHA-256 in hexadecimal"))
     checks.append(
