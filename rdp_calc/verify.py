@@ -8,7 +8,7 @@ which shares no code with the floats that proposed the noise.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from flint import arb
@@ -30,6 +30,7 @@ from rdp_calc.plan import PLAN_SCHEMA, Plan, guarantee, plan_from_json
 from rdp_calc.reals import at_most, ball, enclose, round_up
 from rdp_calc.requests import read_requests
 from rdp_calc.result import jsonable
+from rdp_calc.signature import check_signature
 
 VERIFY_SCHEMA = "rdp-calc/verify/1"
 
@@ -52,6 +53,7 @@ _EXECUTED_VALUES = {
 #: Fields that stand in a certificate only where they say something.
 _OPTIONAL = {"executed": "request deviation", "fingerprints": "retained"}
 
+#: What no certificate shows by itself; ``_not_shown`` adds what is not known of its issuer.
 NOT_SHOWN = (
     "that the run happened as recorded",
     "which data was used and what was forgotten (give --record, --data and --forget)",
@@ -79,6 +81,7 @@ class Report:
     not_shown: tuple[str, ...] = field(default=())
     claim_level: str = "none"
     claim: str = ""
+    signed_by: str | None = None
 
     @property
     def holds(self) -> bool:
@@ -92,6 +95,7 @@ class Report:
                 "level": self.level,
                 "certificate_level": self.claim_level if self.holds else "none",
                 "delta_upper": self.delta_upper,
+                "signed_by": self.signed_by if self.holds else None,
                 "checks": [{"name": c.name, "pass": c.passed, "detail": c.detail} for c in self.checks],
                 "not_shown": list(self.not_shown),
             }
@@ -105,14 +109,35 @@ class Report:
                 raise VerificationFailed(f"verification failed: check {check.name}: {check.detail}")
 
 
-def verify_document(document: dict[str, Any]) -> Report:
-    """Check a plan or certificate document. Raises DataError for another schema; failed checks are in the report."""
+def verify_document(document: dict[str, Any], *, text: str | None = None, signer: str | None = None) -> Report:
+    """Check a plan or certificate document. Raises DataError for another schema; failed checks are in the report.
+
+    ``text`` is the file the document was read from: it must be spelled as this package writes it. ``signer`` is the
+    public key that must have signed, in hexadecimal.
+    """
     schema = documents.field(document, "schema", "text")
-    if schema == PLAN_SCHEMA:
-        return _verify_plan(document)
-    if schema == CERTIFICATE_SCHEMA:
-        return _verify_certificate(document)
-    raise DataError(f"schema must be {PLAN_SCHEMA} or {CERTIFICATE_SCHEMA}, got {schema!r}.")
+    if schema not in (PLAN_SCHEMA, CERTIFICATE_SCHEMA):
+        raise DataError(f"schema must be {PLAN_SCHEMA} or {CERTIFICATE_SCHEMA}, got {schema!r}.")
+    report = _verify_plan(document) if schema == PLAN_SCHEMA else _verify_certificate(document, pinned=signer)
+    checks = [] if text is None else [_spelling(document, text)]
+    checks += report.checks
+    if signer is not None:
+        checks.append(_signer(report, signer))
+    return replace(report, checks=checks)
+
+
+def _spelling(document: dict[str, Any], text: str) -> Check:
+    problem = documents.misspelling(document, text)
+    return Check("spelling", problem is None, "as rdp-calc writes it" if problem is None else f"the file {problem}")
+
+
+def _signer(report: Report, signer: str) -> Check:
+    if report.kind != "certificate":
+        return Check("signer", False, "--signer goes with a certificate, this is a plan; plans are not signed")
+    if report.signed_by is None:
+        return Check("signer", False, f"no valid signature, expected one by {signer}")
+    same = report.signed_by == signer
+    return Check("signer", same, f"signed by {report.signed_by}" + ("" if same else f", expected {signer}"))
 
 
 def _verify_plan(document: dict[str, Any]) -> Report:
@@ -143,7 +168,7 @@ def _verify_plan(document: dict[str, Any]) -> Report:
     )
 
 
-def _verify_certificate(document: dict[str, Any]) -> Report:
+def _verify_certificate(document: dict[str, Any], *, pinned: str | None) -> Report:
     checks = [_digest_check("certificate digest", document)]
     plan_document = document.get("plan")
     if not isinstance(plan_document, dict):
@@ -152,15 +177,40 @@ def _verify_certificate(document: dict[str, Any]) -> Report:
     report = _verify_plan(plan_document)
     found, level = certificate_checks(document, report.claim_level)
     checks += report.checks + found
+    signed_by = _signed_by(document)
     return Report(
         kind="certificate",
         level=report.level,
         delta_upper=report.delta_upper,
         checks=checks,
-        not_shown=NOT_SHOWN,
+        not_shown=_not_shown(signed_by, pinned),
         claim_level=level,
         claim=report.claim,
+        signed_by=signed_by,
     )
+
+
+def _not_shown(signed_by: str | None, pinned: str | None) -> tuple[str, ...]:
+    if signed_by is None:
+        return (*NOT_SHOWN, "who issued it: it is not signed")
+    if pinned is None:
+        return (*NOT_SHOWN, "whose key signed it (give --signer)")
+    return NOT_SHOWN
+
+
+def _signature(document: dict[str, Any]) -> Check:
+    try:
+        signer = check_signature(document)
+    except RdpCalcError as error:
+        return Check("signature", False, str(error))
+    return Check("signature", True, "there is none" if signer is None else f"valid, by {signer}")
+
+
+def _signed_by(document: dict[str, Any]) -> str | None:
+    try:
+        return check_signature(document)
+    except RdpCalcError:
+        return None
 
 
 def certificate_checks(document: dict[str, Any], plan_level: str) -> tuple[list[Check], str]:
@@ -197,7 +247,7 @@ def _certificate_checks(document: dict[str, Any], plan: dict[str, Any]) -> list[
         equal("plan performance", "plan.performance", {}),
         equal("executed noise", "executed.noise_std", planned.get("noise_std")),
         equal("executed chain", "executed.released_chain", plan.get("released_chain")),
-        equal("signature", "signature", None),
+        _signature(document),
         equal("fingerprint algorithm", "fingerprints.algorithm", FINGERPRINT_ALGORITHM),
     ]
     checks.append(equal("executed learn steps", "executed.learn_steps", planned.get("executed_learn_steps")))
