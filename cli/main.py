@@ -9,21 +9,21 @@ from io import TextIOWrapper
 from typing import Any
 
 import typer
-from typer.core import TyperGroup
 
 import cli.commands
 import rdp_calc
+from cli.group import LazyGroup
 from cli.render import plain
 from rdp_calc.errors import RdpCalcError
 
 #: Order of the verbs in the help; a verb found but not named here follows.
 _VERB_ORDER = (
-    *("sigma", "epsilon", "steps", "compare", "curve", "plan", "features", "run", "verify"),
+    *("sigma", "epsilon", "steps", "compare", "curve", "plan", "features", "run", "verify", "keys"),
     *("baseline", "evaluate", "audit", "explain", "reproduce", "doctor", "demo"),
 )
 
 
-class VerbGroup(TyperGroup):
+class VerbGroup(LazyGroup):
     """A group whose commands are the modules of ``cli.commands``, imported when asked for."""
 
     def list_commands(self, ctx: Any) -> list[str]:

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import typer
-from typer.core import TyperGroup
 
+from cli.group import LazyGroup
 from rdp_calc import registry
 from rdp_calc.errors import InvalidInput
 from rdp_calc.methods import Method
@@ -92,7 +92,7 @@ def _keyword(name: str, annotation: Any, default: Any) -> inspect.Parameter:
 def per_method(verb: str, add: Callable[[typer.Typer, type[Method]], None], *, help: str) -> typer.Typer:
     """A verb with one sub-command per registered method, built when it is asked for."""
 
-    class MethodGroup(TyperGroup):
+    class MethodGroup(LazyGroup):
         def list_commands(self, ctx: Any) -> list[str]:
             return [*registry.method_names(), *super().list_commands(ctx)]
 
