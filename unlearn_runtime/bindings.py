@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from rdp_calc.documents import digest, field, read_document
+from rdp_calc.documents import canonical, digest, field, read_document
 from rdp_calc.errors import DataError, RdpCalcError
-from rdp_calc.plan import DataSpec
+from rdp_calc.plan import PLAN_SCHEMA, DataSpec
 from rdp_calc.verify import Check, Report
 from unlearn_runtime.data import Dataset, load, parse_ids, select_classes
 
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     import torch
 
 Array = npt.NDArray[Any]
+
+_NOT_COMPARED = ("digest", "performance")
 
 
 def data_fingerprint(key: bytes, dataset: Dataset) -> str:
@@ -113,11 +115,11 @@ def binding_checks(
         checks.append(Check("bindings", False, "--model, --plan and --record go with a certificate, this is a plan"))
         return replace(report, checks=report.checks + checks)
     if model is not None:
-        same = file_sha256(model) == document.get("model_sha256")
-        checks.append(Check("model", same, f"{model} {'is' if same else 'is not'} the released model"))
+        found, named = file_sha256(model), document.get("model_sha256")
+        detail = "is the released model" if found == named else f"has SHA-256 {found}, the released model has {named}"
+        checks.append(Check("model", found == named, f"{model} {detail}"))
     if plan is not None:
-        same = digest(read_document(plan)) == document.get("plan_digest")
-        checks.append(Check("plan", same, f"{plan} {'is' if same else 'is not'} the plan of this certificate"))
+        checks.append(_plan_check(document, plan))
     if record is not None and data is not None and forget is not None:
         try:
             checks += _record_checks(document, record, data, forget)
@@ -131,8 +133,40 @@ def _answered(text: str, *, model: Path | None, record: Path | None) -> bool:
     return (model is not None and "--model" in text) or (record is not None and "--record" in text)
 
 
+def _plan_check(document: dict[str, Any], path: Path) -> Check:
+    given, certified = read_document(path), document.get("plan")
+    found = digest(given)
+    if found == document.get("plan_digest"):
+        return Check("plan", True, f"{path} is the plan of this certificate")
+    if field(given, "schema", "text") != PLAN_SCHEMA:
+        return Check("plan", False, f"{path} is no plan: schema {given['schema']!r}")
+    where = _difference(given, certified if isinstance(certified, dict) else {})
+    detail = f"{path} has digest {found}, the certificate was issued for {document.get('plan_digest')}; {where}"
+    return Check("plan", False, detail)
+
+
+def _difference(given: Any, certified: Any, path: str = "") -> str:
+    """The first place, in the order of ``given``, where two plans differ."""
+    if isinstance(given, dict) and isinstance(certified, dict):
+        for key in [*given, *(key for key in certified if key not in given)]:
+            # A digest differs because something else does.
+            if key in _NOT_COMPARED and not path:
+                continue
+            inner = f"{path}.{key}" if path else key
+            if (key in given) != (key in certified):
+                return f"{inner} stands in {'the given plan' if key in given else 'the certified plan'} only"
+            if canonical(given[key]) != canonical(certified[key]):
+                return _difference(given[key], certified[key], inner)
+        return "what is in it is the same"
+    shown = [text if len(text := repr(value)) <= 80 else text[:77] + "..." for value in (given, certified)]
+    return f"{path} is {shown[0]}, certified {shown[1]}"
+
+
 def _record_checks(document: dict[str, Any], record: Path, data: str, forget: str) -> list[Check]:
     audit = read_document(record)
+    issued = field(audit, "certificate_digest", "text")
+    if issued != document.get("digest"):
+        raise DataError(f"{record} is the record of another run, whose certificate has digest {issued}.")
     try:
         key = bytes.fromhex(field(audit, "key", "text"))
     except ValueError:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from cli.render import print_json, show_run
+from cli.signing import unlock
 from rdp_calc.documents import read_document
 from rdp_calc.errors import GuardFailed, InvalidInput
 from rdp_calc.options import read_float, read_integer
@@ -54,6 +55,10 @@ def run(
     published_clip: str | None = typer.Option(
         None, "--published-clip", metavar="NUMBER", help="Clip as published code does, to compare; certifies nothing."
     ),
+    key: Path | None = typer.Option(None, "--key", help="Sign the certificate with this key of rdp-calc keys new."),
+    passphrase_file: Path | None = typer.Option(
+        None, "--passphrase-file", help="The first line opens --key; asked for at the terminal otherwise."
+    ),
     checkpoint: Path | None = typer.Option(
         None, "--checkpoint", help="File to save to and resume from; as private as the data."
     ),
@@ -73,7 +78,10 @@ def run(
         raise InvalidInput("--seed and --insecure-reproducible go together; a seeded run certifies nothing.")
     if tensorboard is not None and log is None:
         raise InvalidInput("--tensorboard draws what --log writes: give both.")
+    if key is not None and phase == "learn":
+        raise InvalidInput("--key signs the certificate of a release; --phase learn writes none.")
     document = read_document(plan)
+    signing_key = unlock(key, passphrase_file)
     runtime = load_runtime()
     from cli.progress import progress_bar
     from unlearn_runtime.execution import Execution
@@ -103,6 +111,7 @@ def run(
         center=center,
         progress=None if quiet else progress_bar,
         announce=None if quiet else _announce,
+        key=signing_key,
     )
     if summary["process"] != 0:
         # Started by torchrun: the first process speaks for all.

@@ -429,7 +429,7 @@ def test_verify(rdp: Call, finished: Path) -> None:
     names = {check["name"] for check in found.json["checks"]}
     assert {"model", "plan", "data binding", "forget_set binding"} <= names
     assert found.json["holds"] is True
-    assert found.json["not_shown"] == ["that the run happened as recorded"]
+    assert found.json["not_shown"] == ["that the run happened as recorded", "who issued it: it is not signed"]
 
 
 def test_run(rdp: Call, finished: Path) -> None:
@@ -510,6 +510,7 @@ def commands() -> Iterator[list[str]]:
     for verb in ("sigma", "epsilon", "steps", "curve", "plan"):
         yield from ([verb, method] for method in methods)
     yield ["plan", "show"]
+    yield from (["keys", name] for name in ("new", "show", "sign"))
     yield from (["baseline", method] for method in ("retrain", "neggrad"))
     runs = ("features", "run", "verify", "evaluate", "audit")
     yield from ([verb] for verb in ("compare", *runs, "explain", "reproduce", "doctor", "demo"))
