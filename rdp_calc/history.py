@@ -156,6 +156,17 @@ class History(ABC):
     def plan(self, number: int) -> Plan:
         """The plan of release ``number`` (from 1), rebuilt and proved again. TargetUnreachable where it proves not."""
 
+    def unproved(self) -> int | None:
+        """The first release whose claim, or whose recorded mu, cannot be proved; None where all are."""
+        for number, release in enumerate(self.made, start=1):
+            try:
+                found = self.plan(number).mu
+            except (TargetUnreachable, InvalidInput):
+                return number
+            if release.mu is not None and (found is None or not found <= release.mu):
+                return number
+        return None
+
     @abstractmethod
     def standings(self, asked: Sequence[tuple[int, int]]) -> list[Standing]:
         """Where records stand, one answer for each (release that removed them, how many of them)."""
@@ -306,6 +317,20 @@ class _Chain(History):
     def plan(self, number: int) -> Plan:
         _check_number(number, self.made)
         return self._proved(self._method(self._asked[:number]), self.made[number - 1].noise)
+
+    def unproved(self) -> int | None:
+        states = self._states
+        if not states:
+            return super().unproved()
+        target, worst = self.template.target, arb(0)
+        with precision(PROPOSAL_BITS):
+            limit = gaussian.mu_enclosure(target.epsilon, target.delta).lower()
+            for number, (state, release) in enumerate(zip(states[1:], self.made, strict=True), start=1):
+                worst = worst.max(state.mu() / ball(release.noise))
+                # The mu of a plan is that of its worst release so far.
+                if not worst <= limit or (release.mu is not None and not worst <= ball(release.mu)):
+                    return number
+        return None
 
     def standings(self, asked: Sequence[tuple[int, int]]) -> list[Standing]:
         for number, _ in asked:
