@@ -219,6 +219,9 @@ def show_report(report: Report, name: str, *, as_json: bool, quiet: bool) -> Non
     from rich.table import Table
 
     table = Table(title=f"{report.kind} {escape(name)}", title_justify="left", show_header=False, box=None)
+    for overflow in ("ellipsis", "ellipsis", "fold"):
+        # Digests and keys are longer than a column may be: no digit of them may be cut off.
+        table.add_column(overflow=overflow)
     for check in report.checks:
         mark = "[green]pass[/green]" if check.passed else "[red]FAIL[/red]"
         table.add_row(mark, escape(plain(check.name)), "[dim]" + escape(plain(check.detail)) + "[/dim]")

@@ -51,12 +51,14 @@ class Passphrase:
 
     __slots__ = ("_octets",)
 
+    # Nowhere below is a secret bound to a name while an error can be raised: tools that show the variables of a
+    # traceback (and pytest) would print it.
     def __init__(self, text: str) -> None:
-        # No error of the codec may get out: it would carry the text.
-        plain = not any("\ud800" <= character <= "\udfff" for character in text)
-        if not plain or not text or any(unicodedata.category(character) == "Cc" for character in text):
-            raise InvalidInput("a passphrase must have at least one character and no control characters.")
-        self._octets = unicodedata.normalize("NFC", text).encode()
+        self._octets = unicodedata.normalize("NFC", text).encode("utf-8", errors="surrogatepass")
+        del text
+        allowed = self._is_text()
+        if not allowed or not self._octets:
+            raise InvalidInput("a passphrase must be UTF-8 of at least one character, without control characters.")
         if len(self._octets) > _MOST_BYTES:
             raise InvalidInput(f"a passphrase may have at most {_MOST_BYTES} bytes.")
 
@@ -65,22 +67,35 @@ class Passphrase:
         """The first line of a file, without its line end; blanks count. Raises InvalidInput where there is none."""
         try:
             with path.open("rb") as stream:
-                line = stream.readline(_MOST_BYTES + 2)
+                return cls(_line(stream.readline(_MOST_BYTES + 3)))
         except OSError as error:
             raise InvalidInput(f"cannot read the passphrase file {path}: {error.strerror}.") from None
-        text = line.removesuffix(b"\n").removesuffix(b"\r").decode("utf-8", errors="surrogateescape")
-        if not text:
-            raise InvalidInput(f"the first line of the passphrase file {path} is empty.")
-        return cls(text)
 
     def check_new(self) -> None:
         """Raise InvalidInput unless it may protect a new key: 12 characters or more, 5 of them different."""
-        text = self._octets.decode()
-        if len(text) < LEAST_CHARACTERS or len(set(text)) < LEAST_DIFFERENT:
+        length, different = self._counts()
+        if length < LEAST_CHARACTERS or different < LEAST_DIFFERENT:
             raise InvalidInput(
-                f"a passphrase must have at least {LEAST_CHARACTERS} characters, {LEAST_DIFFERENT} of them different;"
-                " five or more words drawn at random are a good one."
+                f"a new passphrase must have at least {LEAST_CHARACTERS} characters, {LEAST_DIFFERENT} of them"
+                " different; five or more words drawn at random are a good one."
             )
+
+    def derive(self, salt: bytes, cost: int) -> bytes:
+        """32 bytes by scrypt with n = ``cost``, r = 8, p = 1. Raises GuardFailed where memory is short."""
+        from cryptography.hazmat.primitives.kdf.scrypt import Scrypt
+
+        try:
+            return bytes(Scrypt(salt=salt, length=32, n=cost, r=_BLOCK, p=_PARALLEL).derive(self._octets))
+        except MemoryError:
+            raise GuardFailed(f"a key needs {128 * _BLOCK * cost >> 20} MiB of memory to be unlocked.") from None
+
+    def _is_text(self) -> bool:
+        text = self._octets.decode("utf-8", errors="surrogatepass")
+        return not any(unicodedata.category(character) in ("Cc", "Cs") for character in text)
+
+    def _counts(self) -> tuple[int, int]:
+        text = self._octets.decode()
+        return len(text), len(set(text))
 
     def __repr__(self) -> str:
         return "Passphrase(...)"
@@ -114,6 +129,10 @@ class SigningKey:
         raise TypeError("a private key is not pickled")
 
 
+def _line(octets: bytes) -> str:
+    return octets.removesuffix(b"\n").removesuffix(b"\r").decode("utf-8", errors="surrogateescape")
+
+
 def public_path(key: Path) -> Path:
     """Where the public half of a new key lies: beside it, with ``.pub`` added to the name."""
     return key.with_name(key.name + ".pub")
@@ -137,7 +156,7 @@ def new_key(path: Path, passphrase: Passphrase) -> SigningKey:
         remove_stale(target)
     private = Ed25519PrivateKey.generate()
     key = SigningKey(private)
-    sealed = _seal(private.private_bytes_raw(), key.public_key, passphrase)
+    sealed = _seal(private, key.public_key, passphrase)
     public_content = pretty(public_document(key.public_key)).encode()
     with terminable():
         try:
@@ -174,15 +193,11 @@ def load_signing_key(path: Path, passphrase: Passphrase) -> SigningKey:
     Raises InvalidInput for a wrong passphrase, DataError for a file that is no such key, was changed, or asks for more
     than 1 GiB.
     """
-    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-
     document = _read_key(path)
-    octets = _open(document, passphrase)
-    if octets is None:
+    private = _open(document, passphrase)
+    if private is None:
         raise InvalidInput(f"the passphrase does not open {path}.")
-    if len(octets) != 32:
-        raise DataError(f"{path} holds no Ed25519 key.")
-    key = SigningKey(Ed25519PrivateKey.from_private_bytes(octets))
+    key = SigningKey(private)
     if key.public_key != document["public_key"]:
         raise DataError(f"the private key in {path} is not the one of its public_key.")
     return key
@@ -242,36 +257,27 @@ def _associated(document: dict[str, Any]) -> bytes:
     return canonical({**document, "cipher": cipher, "digest": ""})
 
 
-def _seal(octets: bytes, public_key: str, passphrase: Passphrase) -> dict[str, Any]:
+def _seal(private: Ed25519PrivateKey, public_key: str, passphrase: Passphrase) -> dict[str, Any]:
     from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
     salt, nonce = secrets.token_bytes(32), secrets.token_bytes(12)
     parts: dict[str, Any] = {"cost": COST, "salt": salt.hex(), "nonce": nonce.hex()}
     associated = _associated(_envelope(public_key, sealed="", **parts))
-    sealed = AESGCM(_derive(passphrase, salt, COST)).encrypt(nonce, octets, associated)
+    sealed = AESGCM(passphrase.derive(salt, COST)).encrypt(nonce, private.private_bytes_raw(), associated)
     return _envelope(public_key, sealed=sealed.hex(), **parts)
 
 
-def _open(document: dict[str, Any], passphrase: Passphrase) -> bytes | None:
+def _open(document: dict[str, Any], passphrase: Passphrase) -> Ed25519PrivateKey | None:
     from cryptography.exceptions import InvalidTag
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
     from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
     nonce, sealed = (bytes.fromhex(document["cipher"][name]) for name in ("nonce", "sealed"))
-    derived = _derive(passphrase, bytes.fromhex(document["kdf"]["salt"]), document["kdf"]["n"])
+    cipher = AESGCM(passphrase.derive(bytes.fromhex(document["kdf"]["salt"]), document["kdf"]["n"]))
     try:
-        return AESGCM(derived).decrypt(nonce, sealed, _associated(document))
+        return Ed25519PrivateKey.from_private_bytes(cipher.decrypt(nonce, sealed, _associated(document)))
     except InvalidTag:
         return None
-
-
-def _derive(passphrase: Passphrase, salt: bytes, cost: int) -> bytes:
-    from cryptography.hazmat.primitives.kdf.scrypt import Scrypt
-
-    try:
-        derived: bytes = Scrypt(salt=salt, length=32, n=cost, r=_BLOCK, p=_PARALLEL).derive(passphrase._octets)
-    except MemoryError:
-        raise GuardFailed(f"a key needs {128 * _BLOCK * cost >> 20} MiB of memory to be unlocked.") from None
-    return derived
 
 
 def _withdraw(path: Path, content: bytes) -> None:
