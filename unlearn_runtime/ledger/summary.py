@@ -1,0 +1,192 @@
+"""The tables that repeat what the entries say, so that no command has to read them all: kept, and asked."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from rdp_calc.errors import DataError
+from rdp_calc.history import Made
+
+
+@dataclass(frozen=True)
+class RequestRow:
+    """One request: ``planned`` is the last release planned for it, ``release`` the certified one that answered it."""
+
+    number: int
+    entry: int
+    records: int
+    received: str
+    due: str | None
+    planned: int | None
+    release: int | None
+
+
+@dataclass(frozen=True)
+class ReleaseRow:
+    """One release: planned, begun (``execution_entry``) or certified (``certificate_entry``)."""
+
+    number: int
+    plan_entry: int
+    execution_entry: int | None
+    certificate_entry: int | None
+    records: int
+    turns: int | None
+    noise: float
+    mu: float | None
+    plan_digest: str
+    state_sha256: str | None
+    level: str | None
+
+
+_REQUEST = "number, entry, records, received, due, planned, release"
+_RELEASE = (
+    "number, plan_entry, execution_entry, certificate_entry, records, turns, noise, mu, plan_digest, state_sha256,"
+    " level"
+)
+
+
+def apply(connection: sqlite3.Connection, number: int, kind: str, body: dict[str, Any]) -> None:
+    """Repeat one entry in the tables, in the caller's transaction."""
+    match kind:
+        case "request":
+            connection.execute(
+                f"INSERT INTO request ({_REQUEST}) VALUES (?, ?, ?, ?, ?, NULL, NULL)",
+                (body["request"], number, len(body["records"]), body["received"], body["due"]),
+            )
+            connection.executemany(
+                "INSERT INTO record (hash, request) VALUES (?, ?)",
+                [(bytes.fromhex(text), body["request"]) for text in body["records"]],
+            )
+        case "plan":
+            # A plan that nobody carried out gives way to the next one of the same number.
+            connection.execute(
+                f"INSERT INTO release ({_RELEASE}) VALUES (?, ?, NULL, NULL, ?, ?, ?, ?, ?, NULL, NULL)"
+                " ON CONFLICT (number) DO UPDATE SET plan_entry = excluded.plan_entry, execution_entry = NULL,"
+                " records = excluded.records, turns = excluded.turns, noise = excluded.noise, mu = excluded.mu,"
+                " plan_digest = excluded.plan_digest",
+                (
+                    *(body["release"], number, body["group"], body["turns"], body["noise"], body["mu"]),
+                    body["plan_digest"],
+                ),
+            )
+            connection.execute(
+                "UPDATE request SET planned = NULL WHERE release IS NULL AND planned = ?", (body["release"],)
+            )
+            connection.executemany(
+                "UPDATE request SET planned = ? WHERE number = ?",
+                [(body["release"], asked) for asked in body["requests"]],
+            )
+        case "execution":
+            connection.execute("UPDATE release SET execution_entry = ? WHERE number = ?", (number, body["release"]))
+        case "certificate":
+            connection.execute(
+                "UPDATE release SET certificate_entry = ?, state_sha256 = ?, level = ? WHERE number = ?",
+                (number, body["state_sha256"], body["certificate"]["claim"]["level"], body["release"]),
+            )
+            connection.execute(
+                "UPDATE request SET release = planned WHERE release IS NULL AND planned = ?", (body["release"],)
+            )
+
+
+def pending_counts(connection: sqlite3.Connection, time: str) -> tuple[int, int, int]:
+    """How many requests are unanswered, how many of those planned, how many overdue at a time."""
+    waiting = connection.execute("SELECT count(*) FROM request WHERE release IS NULL").fetchone()[0]
+    planned = connection.execute(
+        "SELECT count(*) FROM request WHERE release IS NULL AND planned IS NOT NULL"
+    ).fetchone()[0]
+    return waiting, planned, len(overdue_numbers(connection, time))
+
+
+def overdue_numbers(connection: sqlite3.Connection, time: str) -> list[int]:
+    """Unanswered requests that were due before a time."""
+    rows = connection.execute(
+        "SELECT number FROM request WHERE release IS NULL AND due IS NOT NULL AND due < ? ORDER BY due, number", (time,)
+    )
+    return [row[0] for row in rows]
+
+
+def pending(connection: sqlite3.Connection, most: int = -1) -> list[RequestRow]:
+    """Requests that no certified release has answered, in order; the first ``most`` of them."""
+    rows = connection.execute(f"SELECT {_REQUEST} FROM request WHERE release IS NULL ORDER BY number LIMIT ?", (most,))
+    return [RequestRow(*row) for row in rows]
+
+
+def last_requests(connection: sqlite3.Connection, count: int) -> list[RequestRow]:
+    """The newest requests, in order."""
+    rows = connection.execute(f"SELECT {_REQUEST} FROM request ORDER BY number DESC LIMIT ?", (count,))
+    return [RequestRow(*row) for row in rows][::-1]
+
+
+def requests(connection: sqlite3.Connection) -> Iterator[RequestRow]:
+    """All requests in order."""
+    for row in connection.execute(f"SELECT {_REQUEST} FROM request ORDER BY number"):
+        yield RequestRow(*row)
+
+
+def request(connection: sqlite3.Connection, number: int) -> RequestRow:
+    """One request. Raises DataError where there is none of this number."""
+    row = connection.execute(f"SELECT {_REQUEST} FROM request WHERE number = ?", (number,)).fetchone()
+    if row is None:
+        raise DataError(f"request {number} is not in the ledger, which has {count_requests(connection)}.")
+    return RequestRow(*row)
+
+
+def count_requests(connection: sqlite3.Connection) -> int:
+    """How many requests there are; they are numbered from 1."""
+    return int(connection.execute("SELECT coalesce(max(number), 0) FROM request").fetchone()[0])
+
+
+def count_records(connection: sqlite3.Connection) -> int:
+    """Records of all requests."""
+    return int(connection.execute("SELECT coalesce(sum(records), 0) FROM request").fetchone()[0])
+
+
+def repeated(connection: sqlite3.Connection, record: bytes) -> int | None:
+    """The request that named a record before, None where there is none."""
+    row = connection.execute("SELECT request FROM record WHERE hash = ?", (record,)).fetchone()
+    return None if row is None else int(row[0])
+
+
+def releases(connection: sqlite3.Connection) -> list[ReleaseRow]:
+    """All releases in order; only the last may be without a certificate."""
+    return [ReleaseRow(*row) for row in connection.execute(f"SELECT {_RELEASE} FROM release ORDER BY number")]
+
+
+def open_release(connection: sqlite3.Connection) -> ReleaseRow | None:
+    """The release that is planned or begun and not certified, None where there is none."""
+    row = connection.execute(f"SELECT {_RELEASE} FROM release ORDER BY number DESC LIMIT 1").fetchone()
+    found = None if row is None else ReleaseRow(*row)
+    return found if found is not None and found.certificate_entry is None else None
+
+
+def last_release(connection: sqlite3.Connection) -> ReleaseRow | None:
+    """The last certified release."""
+    row = connection.execute(
+        f"SELECT {_RELEASE} FROM release WHERE certificate_entry IS NOT NULL ORDER BY number DESC LIMIT 1"
+    ).fetchone()
+    return None if row is None else ReleaseRow(*row)
+
+
+def made(connection: sqlite3.Connection) -> list[Made]:
+    """The certified releases as the accounting takes them."""
+    rows = connection.execute(
+        "SELECT records, turns, noise, mu FROM release WHERE certificate_entry IS NOT NULL ORDER BY number"
+    )
+    return [Made(*row) for row in rows]
+
+
+def levels(connection: sqlite3.Connection, numbers: set[int]) -> dict[int, str | None]:
+    """The certificate levels of some releases."""
+    rows = connection.execute("SELECT number, level FROM release WHERE certificate_entry IS NOT NULL")
+    return {number: level for number, level in rows if number in numbers}
+
+
+def learned(connection: sqlite3.Connection) -> bool:
+    """Whether the ledger says what was learned; a release can only begin after that, and most ledgers begin with it."""
+    found = connection.execute("SELECT 1 FROM entries WHERE number = 2 AND kind = 'learning'").fetchone()
+    return found is not None or bool(
+        connection.execute("SELECT EXISTS (SELECT 1 FROM entries WHERE kind = 'learning')").fetchone()[0]
+    )
