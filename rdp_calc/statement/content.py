@@ -213,8 +213,8 @@ class _Writer:
 
     def carried_out(self) -> Section:
         rows = carried_out(self.plan, self.words, self.executed)
-        checks = self.recorded_checks()
-        rows.append(f"The run recorded {count(len(checks), 'check')}, all passed: {', '.join(checks)}.")
+        number = count(len(self.recorded_checks()), "check")
+        rows.append(f"The run recorded {number}, all passed. The certificate names them.")
         return Section("What was carried out", (bullets(*rows),))
 
     def not_covered(self) -> Section:
@@ -234,11 +234,11 @@ class _Writer:
             expected = (
                 "It is the key that was asked for when this statement was written."
                 if self.passed("signer")
-                else "Whose key it is must be known from elsewhere: compare the fingerprint."
+                else "Whose key it is must be known from elsewhere; compare the fingerprint."
             )
             text = (
-                f"The certificate is signed (Ed25519), and the signature is valid. The fingerprint of the key is"
-                f" {verbatim(fingerprint(key))}. Its holder vouches for the certificate as it stands. {expected}"
+                "The certificate is signed (Ed25519), and the signature is valid. The fingerprint of the key stands at"
+                f" the top. Whoever holds that key vouches for the certificate as it stands. {expected}"
             )
         return Section("Signature", (paragraph(text),))
 
@@ -251,12 +251,12 @@ class _Writer:
         return Section(
             "How to check this",
             (
-                paragraph("With the certificate, the released model and the program rdp-calc, anybody can run"),
+                paragraph("With the certificate, the released model and the program `rdp-calc`, anybody can run"),
                 command(*line),
                 paragraph(
-                    "The answer must be ok, the digest and the SHA-256 those given at the top. It shows that"
+                    "The answer must be `ok`, the digest and the SHA-256 those given at the top. It shows that"
                     f" {shown} and that this is the model named. An auditor who is given the private record, the data"
-                    " and the list of removed records can add --record, --data and --forget."
+                    " and the list of removed records can add `--record`, `--data` and `--forget`."
                 ),
             ),
         )
@@ -284,8 +284,8 @@ class _Writer:
     def level_in_words(self) -> str:
         if self.level == "conditional":
             return (
-                "Its level is conditional: the mathematics is proved and the software enforced its part, but the"
-                " assumptions marked below are believed and not proved."
+                "Its level is conditional: the mathematics is proved and the software enforced its part, but what is"
+                " listed below as assumed is believed and not proved."
             )
         return (
             "Its level is certified: every assumption about the computation is proved or was enforced by the software,"

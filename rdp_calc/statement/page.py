@@ -10,7 +10,7 @@ from rdp_calc.statement.document import Block, Section, Statement, shell_lines
 MARK = '<meta name="generator" content="rdp-calc statement">'
 
 _STYLE = """
-@page { size: A4; margin: 11mm 12mm; }
+@page { size: A4; margin: 9mm 11mm; }
 body { font: 15px/1.45 "Helvetica Neue", Helvetica, Arial, "Liberation Sans", sans-serif; color: #1a1a1a;
   max-width: 62rem; margin: 2rem auto; padding: 0 1rem; }
 h1 { font-size: 1.7em; margin: 0 0 .5em; }
@@ -20,7 +20,7 @@ ul { margin: .25em 0 .45em; padding-left: 1.2em; }
 li { margin: .12em 0; }
 code { font-family: ui-monospace, "SF Mono", Menlo, Consolas, "Liberation Mono", monospace; font-size: .88em;
   overflow-wrap: anywhere; }
-pre { margin: .35em 0; padding: .3em .5em; background: #f2f4f7; white-space: pre-wrap; }
+pre { margin: .35em 0; padding: .3em .5em; background: #f2f4f7; white-space: pre-wrap; font-size: .92em; }
 dl { display: grid; grid-template-columns: max-content 1fr; gap: .15em .9em; margin: 0 0 .4em; padding: .5em .7em;
   background: #f2f4f7; border-left: 4px solid #123a63; }
 .conditional dl { border-color: #b26a00; } .none dl { border-color: #b00020; }
@@ -29,11 +29,13 @@ main { columns: 2; column-gap: 2em; }
 main section:first-child h2 { margin-top: 0; }
 @media screen and (max-width: 50rem) { main { columns: 1; } }
 @media print {
-  body { font-size: 7.6pt; line-height: 1.28; max-width: none; margin: 0; padding: 0; }
+  body { font-size: 7.4pt; line-height: 1.25; max-width: none; margin: 0; padding: 0; }
   h1 { font-size: 14pt; margin-bottom: .3em; }
-  h2 { font-size: 8.6pt; margin: .75em 0 .2em; }
+  h2 { font-size: 8.4pt; margin: .65em 0 .15em; }
   p { margin: .22em 0; } ul { margin: .15em 0 .3em; } li { margin: .05em 0; }
   main { column-gap: 6mm; }
+  dl { padding: .3em .6em; gap: .05em .9em; }
+  pre { font-size: .84em; }
   dl, pre { print-color-adjust: exact; -webkit-print-color-adjust: exact; }
 }
 """.strip()
