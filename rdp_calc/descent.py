@@ -22,7 +22,8 @@ from rdp_calc.requests import Request, read_requests, show_requests
 from rdp_calc.sequence import Sequence
 from rdp_calc.step_size import STEP_SIZE_OPTION, read_step_size
 
-_DETAIL_BITS = 128
+#: That of calibrations, so that mus computed there and here round alike.
+_DETAIL_BITS = 160
 
 CONVEXITIES = ("strongly", "convex", "none")
 

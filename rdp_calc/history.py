@@ -26,6 +26,7 @@ from typing import Any, ClassVar, Literal
 from flint import arb
 
 from rdp_calc import calibrate
+from rdp_calc.bounds.shifted import BOUND
 from rdp_calc.descent import Descent
 from rdp_calc.documents import digest
 from rdp_calc.errorbound import Approximation
@@ -261,7 +262,8 @@ class _Chain(History):
 
     def next_plan(self, group: int) -> Plan:
         turns = self._fewest_turns(group)
-        return self._proved(self._method((*self._asked, (group, turns))), self.template.noise)
+        mus = [*self._mus, self._next_mu(group, turns)] if self._states else []
+        return self._proved_knowing((*self._asked, (group, turns)), mus, self.template.noise)
 
     def _fewest_turns(self, group: int) -> int:
         target, noise = self.template.target, self.template.noise
@@ -303,30 +305,50 @@ class _Chain(History):
                 return []
             return [sequence.start(), *(sequence.states() if self.made else ())]
 
+    @cached_property
+    def _mus(self) -> list[arb]:
+        """mu of each release at noise 1; empty where there is no closed form."""
+        with precision(PROPOSAL_BITS):
+            return [state.mu() for state in self._states[1:]]
+
     def after(self, plan: Plan, group: int) -> History:
         found = super().after(plan, group)
         states = self.__dict__.get("_states")
         if states:
-            turns = self._turns(plan)
-            assert turns is not None
-            with precision(PROPOSAL_BITS):
-                # States are never changed in place, so the longer history may share them.
-                found.__dict__["_states"] = [*states, states[-1].after(group, turns)]
+            # States are never changed in place, so the longer history may share them.
+            found.__dict__["_states"] = [*states, self._next_state(group, self._turns(plan))]
+            found.__dict__["_mus"] = [*self._mus, self._next_mu(group, self._turns(plan))]
         return found
+
+    def _next_state(self, group: int, turns: int | None) -> SequenceState:
+        assert turns is not None
+        with precision(PROPOSAL_BITS):
+            return self._states[-1].after(group, turns)
+
+    def _next_mu(self, group: int, turns: int | None) -> arb:
+        with precision(PROPOSAL_BITS):
+            return self._next_state(group, turns).mu()
 
     def plan(self, number: int) -> Plan:
         _check_number(number, self.made)
-        return self._proved(self._method(self._asked[:number]), self.made[number - 1].noise)
+        return self._proved_knowing(self._asked[:number], self._mus[:number], self.made[number - 1].noise)
+
+    def _proved_knowing(self, asked: tuple[tuple[int, int | None], ...], mus: list[arb], noise: float) -> Plan:
+        """The plan, from the mus of its releases at noise 1 where they are known."""
+        method = self._method(asked)
+        if mus and method.sequence() is not None:
+            with precision(PROPOSAL_BITS):
+                BOUND.know(method, mus)
+        return self._proved(method, noise)
 
     def unproved(self) -> int | None:
-        states = self._states
-        if not states:
+        if not self._states:
             return super().unproved()
         target, worst = self.template.target, arb(0)
         with precision(PROPOSAL_BITS):
             limit = gaussian.mu_enclosure(target.epsilon, target.delta).lower()
-            for number, (state, release) in enumerate(zip(states[1:], self.made, strict=True), start=1):
-                worst = worst.max(state.mu() / ball(release.noise))
+            for number, (mu, release) in enumerate(zip(self._mus, self.made, strict=True), start=1):
+                worst = worst.max(mu / ball(release.noise))
                 # The mu of a plan is that of its worst release so far.
                 if not worst <= limit or (release.mu is not None and not worst <= ball(release.mu)):
                     return number

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from functools import partial
 
-from flint import arb
+from flint import arb, ctx
 
 from rdp_calc import minorant
 from rdp_calc.errors import InvalidInput
@@ -56,6 +56,10 @@ class Shifted(GaussianBound):
     def _case(self, method: Method) -> str:
         if method.schedule() is not None:
             return "shifted-gdp/general/v1"
+        requests = len(getattr(method, "requests", ()))
+        if requests > 1 and method.sequence() is not None:
+            # The closed form has no restarts, and several requests are more than two phases.
+            return "shifted-gdp/general/v1"
         process = method.processes(1.0)[-1]
         if process.restarts or process.has_alternative:
             return "shifted-gdp/projected/v1"
@@ -92,6 +96,11 @@ class Shifted(GaussianBound):
                 used += 2
             mus.append(total.sqrt())
         return largest(mus)
+
+    def know(self, method: Method, mus: list[arb]) -> None:
+        """Keep with ``method`` the mus of its releases at noise 1, computed before at the working precision."""
+        method.remember("release mus", lambda: mus)
+        method.remember((self.name, "unit mu", ctx.prec, None), lambda: largest(mus))
 
     def solve_requests(self, method: Method, target: Target, noise: float) -> tuple[list[int], int | None] | None:
         groups = method.releases_to_solve()
