@@ -16,13 +16,16 @@ from unlearn_runtime.ledger.summary import RequestRow
 
 @dataclass(frozen=True)
 class NextRelease:
-    """A planned release: its plan, the requests it answers, the other way of answering them, and the entry."""
+    """A planned release: its plan, the requests it answers, both ways of answering all that were asked for, the steps
+    of one release for all of them, and the entry.
+    """
 
     number: int
     plan: Plan
     cost: int
     requests: tuple[int, ...]
     choices: Choices
+    together_turns: int | None
     entry: Entry
     head: Head
 
@@ -85,6 +88,7 @@ def plan_release(ledger: Ledger, requests: list[RequestRow], *, one_by_one: bool
     past = history(ledger)
     choices = past.choices([row.records for row in requests])
     plan = choices.together
+    together = past.after(plan, sum(row.records for row in requests)).made[-1]
     if one_by_one and len(requests) > 1:
         requests = requests[:1]
         plan = past.next_plan(requests[0].records)
@@ -106,4 +110,32 @@ def plan_release(ledger: Ledger, requests: list[RequestRow], *, one_by_one: bool
             raise DataError("another process made a release meanwhile; plan again.")
         entry = writer.append("plan", body)
         head = writer.head
-    return NextRelease(len(past.made) + 1, plan, cost_of(plan), tuple(body["requests"]), choices, entry, head)
+    return NextRelease(
+        number=len(past.made) + 1,
+        plan=plan,
+        cost=cost_of(plan),
+        requests=tuple(body["requests"]),
+        choices=choices,
+        together_turns=together.turns,
+        entry=entry,
+        head=head,
+    )
+
+
+def check_unfinished(ledger: Ledger) -> list[str]:
+    """What to say of a release that was begun and not recorded. Raises DataError where its folder is complete: then it
+    was made, and is recorded by running again.
+    """
+    release = summary.open_release(ledger.connection)
+    if release is None or release.execution_entry is None:
+        return []
+    folder = ledger.folder(f"release {release.number}")
+    if folder is not None and (folder / "certificate.json").is_file():
+        raise DataError(
+            f"release {release.number} was made in {folder} and is not recorded yet; run rdp-calc ledger run"
+            f" -o {folder}."
+        )
+    return [
+        f"release {release.number} was begun and its folder is not where it was to be; if that folder was moved, run"
+        " rdp-calc ledger run with -o naming it."
+    ]

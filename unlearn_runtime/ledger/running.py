@@ -1,8 +1,8 @@
 """Carries the planned release of a ledger out, once: what was begun and finished unnoticed is taken over, not repeated.
 
 Two releases drawn from one state would tell more of it than their certificates say. So the ledger says that a run
-begins before it begins, only one process runs at a time, and a complete folder of a run that was killed before it could be
-recorded is adopted. Everything a run rests on is read from the entries, none of it from the tables that repeat them.
+begins before it begins, only one process runs at a time, and a complete folder of a run that was killed before it could
+be recorded is adopted. All that a run rests on is read from the entries, none of it from the tables that repeat them.
 """
 
 from __future__ import annotations
@@ -83,12 +83,6 @@ def checked_state(ledger: Ledger) -> LedgerState:
     if (state.count, state.head) != (head.count, head.hash):
         raise DataError(f"{ledger.path} is not what was written (ledger mismatch); run ledger verify.")
     return state
-
-
-def unfinished(ledger: Ledger, release: int) -> Path | None:
-    """The folder of a release that was begun and is complete, though the ledger has no certificate of it."""
-    folder = ledger.folder(f"release {release}")
-    return folder if folder is not None and (folder / CERTIFICATE).is_file() else None
 
 
 def _learn(

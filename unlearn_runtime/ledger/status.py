@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from rdp_calc.documents import field
 from rdp_calc.errors import InvalidInput, RdpCalcError
 from rdp_calc.history import History, Standing, cost_of
 from rdp_calc.result import jsonable
@@ -32,7 +31,7 @@ def status(
         raise InvalidInput("--requests and --all conflict; give one.")
     head = ledger.check_head()
     document, past = template(ledger), history(ledger)
-    written = field(ledger.entry(head.count).body, "time", "text")
+    written = ledger.written
     judged = max(now, written)
     rows = _shown(ledger, requests, everything, judged)
     total = summary.count_requests(ledger.connection)

@@ -14,7 +14,7 @@ import sqlite3
 import tempfile
 import urllib.parse
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -76,6 +76,11 @@ class Ledger:
         with named(self.path, self._wait):
             row = self.connection.execute("SELECT number, hash FROM entries ORDER BY number DESC LIMIT 1").fetchone()
         return (0, _NO_HASH) if row is None else (row[0], bytes(row[1]))
+
+    @property
+    def written(self) -> str:
+        """The time of the last entry, as the clock said then."""
+        return str(self.entry(self.last_entry()[0]).body.get("time", ""))
 
     def check_head(self) -> Head:
         """The head, if it is that of the last entry and, with the secret at hand, bears its code.
@@ -270,20 +275,27 @@ def _writable(path: Path, wait: float) -> sqlite3.Connection:
 
 
 def _readable(path: Path, wait: float) -> sqlite3.Connection:
-    """Read only; where the folder cannot be written the file is taken as nobody's who writes now."""
+    """A connection that writes nothing. Where the folder cannot be written, the file is taken as it lies there."""
+    if os.access(path, os.W_OK) and os.access(path.parent, os.W_OK):
+        # Only who may write can clear away the files beside a ledger that reading it needs.
+        connection = _writable(path, wait)
+        connection.execute("PRAGMA query_only = ON")
+        return connection
     quoted = urllib.parse.quote(str(path))
     connection = _connect(f"file:{quoted}?mode=ro", wait)
     try:
         connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
     except sqlite3.OperationalError as error:
         connection.close()
+        if error.sqlite_errorcode & 0xFF not in (sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY):
+            raise
         unfinished = path.with_name(path.name + "-wal")
-        with suppress(OSError):
-            if error.sqlite_errorcode & 0xFF in (sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY) and not (
-                unfinished.exists() and unfinished.stat().st_size
-            ):
-                return _connect(f"file:{quoted}?mode=ro&immutable=1", wait)
-        raise
+        if unfinished.exists() and unfinished.stat().st_size:
+            raise DataError(
+                f"{path} lies in a folder that cannot be written, and what was appended last lies in {unfinished}; copy"
+                " both to a folder of your own."
+            ) from None
+        return _connect(f"file:{quoted}?mode=ro&immutable=1", wait)
     return connection
 
 

@@ -1,0 +1,130 @@
+"""rdp-calc ledger status LEDGER: where every request stands."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from cli.commands.ledger._parts import JSON, LEDGER, new_app, warn
+from cli.render import ceiling, console, plain, print_json, print_table
+from rdp_calc.options import read_integer
+
+app = new_app()
+
+
+@app.command(
+    help="Where requests stand, what holds for their records now, and what the next release would cost."
+    "\n\nExample: [cyan]rdp-calc ledger status model.ledger --next 10[/cyan]"
+)
+def status(
+    ledger: Path = LEDGER,
+    requests: str | None = typer.Option(None, "--requests", metavar="1,4-9", help="Only these requests."),
+    everything: bool = typer.Option(False, "--all", help="Every request, not only those that wait and the last 20."),
+    following: str = typer.Option("1", "--next", metavar="S", help="Records of a coming request to price."),
+    as_json: bool = JSON,
+    quiet: bool = typer.Option(False, "-q", "--quiet", help="Only how many requests are not certified yet."),
+) -> None:
+    from unlearn_runtime.ledger import times
+    from unlearn_runtime.ledger.status import status as read_status
+    from unlearn_runtime.ledger.store import opened
+
+    with opened(ledger) as found:
+        document = read_status(
+            found,
+            requests=requests,
+            everything=everything,
+            next_records=read_integer("--next", following),
+            now=times.now(),
+        )
+    if document["clock_behind"]:
+        warn(f"the clock is behind the last entry of {ledger}; what is overdue is judged at {document['time']}.")
+    if as_json:
+        print_json(document)
+    elif quiet:
+        print(document["requests"]["total"] - document["requests"]["certified"])
+    else:
+        _show(document)
+
+
+def _show(document: dict[str, Any]) -> None:
+    from rich.markup import escape
+
+    out = console()
+    target, counts = document["target"], document["requests"]
+    name = f"{document['name']}: " if document["name"] else ""
+    out.print(
+        escape(
+            plain(
+                f"{name}{document['method']}, epsilon {target['epsilon']!r}, delta {target['delta']!r},"
+                f" {document['records']['removed']} of {document['dataset_size']} records removed"
+                f" by {document['releases']} release{'' if document['releases'] == 1 else 's'}"
+            )
+        )
+    )
+    parts = [f"{counts[key]} {key}" for key in ("pending", "planned", "certified")]
+    late = f", [bold red]{counts['overdue']} overdue[/bold red]" if counts["overdue"] else ""
+    out.print(f"{counts['total']} request{'' if counts['total'] == 1 else 's'}: {', '.join(parts)}{late}")
+    if not document["learned"]:
+        out.print("nothing was learned yet: the first ledger run learns")
+    if document["shown"]:
+        print_table(out, _table(document["shown"]))
+    hidden = counts["total"] - len(document["shown"])
+    if hidden:
+        out.print(f"[dim]{hidden} more: --all, or --requests NUMBERS[/dim]")
+    _show_open(out, document["open_release"])
+    _show_next(out, document["next"])
+    out.print(f"{document['entries']} entries, head {document['head']}", soft_wrap=True)
+
+
+def _table(rows: list[dict[str, Any]]) -> Any:
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for name in ("request", "records", "received", "due", "state", "release", "epsilon", "delta", "mu", "joint mu"):
+        left = name in ("received", "due", "state")
+        table.add_column(name, justify="left" if left else "right", no_wrap=True)
+    table.add_column("reason")
+    for row in rows:
+        state = row["state"] if row.get("level") in (None, "certified") else f"{row['state']} ({row['level']})"
+        if row["overdue"]:
+            state = f"[bold red]{state}, overdue[/bold red]"
+        table.add_row(
+            *(str(row["request"]), str(row["records"]), row["received"][:10], (row["due"] or "-")[:10], state),
+            "-" if row["release"] is None else str(row["release"]),
+            *(_number(row.get(key)) for key in ("epsilon", "delta", "mu", "joint_mu")),
+            escape(plain(row["reason"])),
+        )
+    return table
+
+
+def _number(value: float | str | None) -> str:
+    if value is None:
+        return "-"
+    number = float(value)
+    return "< 1e-12" if 0 < number < 1e-12 else ceiling(number, 4)
+
+
+def _show_open(out: Any, release: dict[str, Any] | None) -> None:
+    if release is None:
+        return
+    steps = "" if release["unlearn_steps"] is None else f"{release['unlearn_steps']} steps, "
+    begun = ", begun and not recorded" if release["begun"] else ""
+    records = f"{release['records']} record{'' if release['records'] == 1 else 's'}"
+    out.print(f"release {release['release']} is planned: {records}, {steps}noise {ceiling(release['noise'], 6)}{begun}")
+
+
+def _show_next(out: Any, following: dict[str, Any]) -> None:
+    from rich.markup import escape
+
+    records = f"{following['records']} more record{'' if following['records'] == 1 else 's'}"
+    if following["refused"] is not None:
+        out.print(escape(plain(f"the next release, for {records}: {following['refused']}")))
+        return
+    steps = "" if following["unlearn_steps"] is None else f"{following['unlearn_steps']} steps, "
+    out.print(
+        f"the next release, for {records}: {steps}noise {ceiling(following['noise'], 6)},"
+        f" {following['cost']:,} gradient evaluations"
+    )
