@@ -1,0 +1,168 @@
+"""One command, one fault, and everything that must hold then and after the command is repeated."""
+
+from __future__ import annotations
+
+import random
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from harness import checks, verbs
+from harness.client import Outcome, Server
+from harness.faults import DRAWS, Fault
+from harness.verbs import Verb
+
+
+@dataclass(frozen=True)
+class Undisturbed:
+    """What a command does and makes when nothing goes wrong."""
+
+    outcome: Outcome
+    found: checks.Listing
+
+
+@dataclass(frozen=True)
+class Result:
+    """``ending``: how the command under the fault ended, in a word; ``violation``: what did not hold, if anything."""
+
+    verb: str
+    fault: Fault
+    ending: str
+    violation: str | None
+    outcome: Outcome | None = None
+
+
+@dataclass
+class Laboratory:
+    """Folders below ``root``: one with what commands start from, and a fresh copy of it for every case."""
+
+    server: Server
+    root: Path
+    _undisturbed: dict[str, Undisturbed] = field(default_factory=dict)
+    _count: int = 0
+
+    def __post_init__(self) -> None:
+        self.template = self.root / "template"
+        self.template.mkdir()
+        verbs.write_data(self.template)
+        for arguments in verbs.PREPARED:
+            done = self.server.run(self.template, arguments)
+            assert done.code == 0, f"{arguments}: {done.err}"
+
+    @contextmanager
+    def fresh(self) -> Iterator[Path]:
+        """A copy of what commands start from, in a folder of its own."""
+        self._count += 1
+        outer = self.root / str(self._count)
+        shutil.copytree(self.template, outer / "work")
+        yield outer / "work"
+        shutil.rmtree(outer)
+
+    def undisturbed(self, verb: Verb) -> Undisturbed:
+        if verb.name not in self._undisturbed:
+            with self.fresh() as folder:
+                before = checks.listing(folder)
+                outcome = self.server.run(folder, verb.arguments, trace=True)
+                assert outcome.code == 0, f"{verb.name}: {outcome.err}"
+                checks.one_line(outcome, signal=None)
+                _finished(verb, folder, before)
+                self._undisturbed[verb.name] = Undisturbed(outcome, checks.listing(folder))
+        return self._undisturbed[verb.name]
+
+    def draw(self, verb: Verb, kind: str, draws: random.Random) -> Fault:
+        outcome = self.undisturbed(verb).outcome
+        return DRAWS[kind](draws, outcome.events, outcome.seconds)
+
+    def case(self, verb: Verb, fault: Fault) -> Result:
+        """Run the command under the fault, check, repeat it without, check again."""
+        expected = self.undisturbed(verb).found
+        with self.fresh() as folder:
+            before = checks.listing(folder)
+            outcome = self.server.run(folder, verb.arguments, fault.spec, **fault.request)
+            if outcome.skipped is not None:
+                return Result(verb.name, fault, "skipped", None, outcome)
+            try:
+                whole = _after(verb, fault, folder, before, expected, outcome)
+                self._repeat(verb, folder, before, expected, whole=whole)
+            except AssertionError as error:
+                return Result(verb.name, fault, _ending(outcome), str(error) or "assertion", outcome)
+            return Result(verb.name, fault, _ending(outcome), None, outcome)
+
+    def _repeat(
+        self, verb: Verb, folder: Path, before: checks.Listing, expected: checks.Listing, *, whole: bool
+    ) -> None:
+        again = self.server.run(folder, verb.arguments)
+        done = whole and verb.once
+        assert again.code == (2 if done else 0), f"repeated: exit code {again.code}: {again.err}"
+        checks.one_line(again, signal=None)
+        _finished(verb, folder, before)
+        if verb.repeatable:
+            verbs.same(verb, checks.listing(folder), expected)
+
+
+def _after(
+    verb: Verb,
+    fault: Fault,
+    folder: Path,
+    before: checks.Listing,
+    expected: checks.Listing,
+    outcome: Outcome,
+) -> bool:
+    """Whether all targets are there, after checking that each is whole or as it was."""
+    if fault.kills:
+        assert not outcome.hung, "hangs"
+        assert not outcome.outside, f"writes outside its folder: {outcome.outside}"
+    else:
+        checks.one_line(outcome, signal=fault.signal)
+    found = checks.listing(folder)
+    fresh = 0
+    for target, check in verb.targets.items():
+        if _below(found, target) == _below(before, target):
+            continue
+        try:
+            check(folder / target)
+        except (AssertionError, OSError, ValueError, KeyError) as error:
+            raise AssertionError(f"{target} is not whole: {error}") from None
+        fresh += 1
+    whole = fresh == len(verb.targets)
+    if whole and verb.repeatable:
+        verbs.same(verb, found, expected)
+    if outcome.code == 0:
+        unchanged = not whole and not verb.once and not outcome.failed
+        assert whole or unchanged, "exit code 0, and the result is not there"
+    hidden = checks.partials(folder)
+    own = (*verb.targets, *verb.beside, *verb.passing)
+    _untouched(found, before, (*own, *hidden))
+    for name in hidden:
+        match = checks.PARTIAL.fullmatch(name)
+        assert match is not None
+        assert match["target"] in own, f"{name} is nobody's"
+    assert not hidden or fault.kills or fault.stuck or _removal_failed(outcome), f"left behind: {hidden}"
+    return whole
+
+
+def _removal_failed(outcome: Outcome) -> bool:
+    """The one call that failed was to clean up."""
+    return bool(outcome.failed) and any(word in outcome.point for word in (" unlink", " rmdir"))
+
+
+def _finished(verb: Verb, folder: Path, before: checks.Listing) -> None:
+    """All targets whole, nothing else touched, nothing left of work in progress."""
+    for target, check in verb.targets.items():
+        check(folder / target)
+    _untouched(checks.listing(folder), before, (*verb.targets, *verb.beside))
+
+
+def _untouched(found: checks.Listing, before: checks.Listing, own: tuple[str, ...]) -> None:
+    there, was = checks.without(found, own), checks.without(before, own)
+    assert there == was, f"touched or left: {sorted(set(there.items()) ^ set(was.items()))[:4]}"
+
+
+def _below(found: checks.Listing, target: str) -> checks.Listing:
+    return {name: value for name, value in found.items() if name == target or name.startswith(target + "/")}
+
+
+def _ending(outcome: Outcome) -> str:
+    return f"signal {outcome.signal}" if outcome.signal is not None else f"code {outcome.code}"
