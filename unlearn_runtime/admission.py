@@ -16,14 +16,14 @@ from rdp_calc.errorbound import Approximation
 from rdp_calc.errors import DataError, GuardFailed, InvalidInput
 from rdp_calc.losses import CONSTANT_NAMES, Constants, proved_constants
 from rdp_calc.methods.blockwise_finetune import BlockwiseFinetune
-from rdp_calc.methods.model_clip import ModelClip
 from rdp_calc.methods.noisy_finetune import NoisyFinetune
 from rdp_calc.plan import Plan, plan_from_json
 from rdp_calc.reals import at_most, ball
-from rdp_calc.training import EXTERNAL, GLM_METHODS, GLM_MODELS, SECOND_ORDER, Training, runs_network
+from rdp_calc.training import EXTERNAL, GLM_METHODS, GLM_MODELS, Training
 from rdp_calc.verify import verify_document
 from unlearn_runtime.bindings import file_sha256, load_for_plan
 from unlearn_runtime.blocks import make_blocks
+from unlearn_runtime.choices import ANY_MODEL, check_choices, check_phase, loss_of, trains_network
 from unlearn_runtime.data import Dataset, check_row_norms, parse_ids
 from unlearn_runtime.execution import Execution
 from unlearn_runtime.folders import check_free
@@ -33,25 +33,26 @@ from unlearn_runtime.models.builtin import build, input_shape_for
 from unlearn_runtime.models.loading import load_module, read_weights
 from unlearn_runtime.network import trainable_names
 from unlearn_runtime.records import check_data
-
-PHASES = ("all", "learn", "unlearn")
-
-#: Methods whose guarantee holds whatever model they start from.
-ANY_MODEL = ("noisy-finetune", "blockwise-finetune", "model-clip", "output-perturbation")
+from unlearn_runtime.removed import blanked
 
 Array = npt.NDArray[Any]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Admitted:
-    """A run that may begin. ``gone``: records removed by earlier requests; ``request`` counts from 1."""
+    """A run that may begin. ``gone``: records removed by earlier requests; ``request`` counts from 1. ``blank``:
+    records that this request names, an earlier release forgot, and the data hold no more. ``continuing``: a ledger goes
+    on from the state that is left.
+    """
 
     plan: Plan
     document: dict[str, Any]
     dataset: Dataset
     ids: Array | None
     gone: Array
+    blank: Array
     request: int
+    continuing: bool
     device: torch.device
     start: Learned | None
     module: torch.nn.Module | None
@@ -70,8 +71,12 @@ def admit(
     execution: Execution,
     model: str | None,
     center: Path | None,
+    continuing: bool = False,
 ) -> Admitted:
-    """Check everything that can be known before the run, and raise one error that lists all that is wrong."""
+    """Check everything that can be known before the run, and raise one error that lists all that is wrong.
+
+    ``continuing``: the start may be of another plan that this one goes on from (``continuing.check_goes_on``).
+    """
     problems = Problems()
     device = problems.attempt(execution.torch_device)
     problems.attempt(lambda: check_free(output))
@@ -79,20 +84,24 @@ def admit(
     if plan is None:
         problems.raise_if_any()
         raise AssertionError
-    problems.attempt(lambda: _check_phase(plan, phase, forget=forget, start=start))
-    problems.attempt(lambda: _check_choices(plan, execution, phase=phase, model=model, center=center))
-    dataset = problems.attempt(lambda: load_for_plan(data, plan.data, loss=_loss(plan)))
+    problems.attempt(lambda: check_phase(plan, phase, forget=forget, start=start, continuing=continuing))
+    problems.attempt(lambda: check_choices(plan, execution, phase=phase, model=model, center=center))
+    loaded = problems.attempt(lambda: load_for_plan(data, plan.data, loss=loss_of(plan)))
+    learned = None
+    if start is not None and plan.method.NAME in ANY_MODEL:
+        learned = problems.attempt(lambda: Learned.any_model(start, loaded, continuing=continuing))
+    elif start is not None and loaded is not None:
+        learned = problems.attempt(lambda: Learned.read(start, plan, document, loaded, continuing=continuing))
+    ids = None
+    if forget is not None and loaded is not None:
+        ids = problems.attempt(lambda: _forget_ids(plan, forget, len(loaded.y_train), learned))
+    dataset = loaded
+    if loaded is not None and learned is not None:
+        # What is left of removed records in the data is looked at no more.
+        dataset = blanked(loaded, np.union1d(learned.removed, learned.changed))
     if dataset is not None and plan.data.preprocess == "none":
         problems.attempt(lambda: check_row_norms(dataset.x_train, plan.data.feature_norm))
     classes = None if dataset is None else problems.attempt(lambda: check_data(plan, dataset))
-    learned = None
-    if start is not None and plan.method.NAME in ANY_MODEL:
-        learned = problems.attempt(lambda: Learned.any_model(start, dataset))
-    elif start is not None and dataset is not None:
-        learned = problems.attempt(lambda: Learned.read(start, document, dataset))
-    ids = None
-    if forget is not None and dataset is not None:
-        ids = problems.attempt(lambda: _forget_ids(plan, forget, len(dataset.y_train), learned))
     training = plan.training or Training()
     module = None
     if trains_network(plan) and dataset is not None and classes is not None:
@@ -129,7 +138,9 @@ def admit(
         dataset=dataset,
         ids=ids,
         gone=np.array([], dtype=np.int64) if learned is None else learned.removed,
+        blank=np.array([], dtype=np.int64) if learned is None else learned.changed,
         request=1 if learned is None else learned.requests_done + 1,
+        continuing=continuing,
         device=device,
         start=learned,
         module=module,
@@ -157,16 +168,6 @@ def trusted_plan(document: dict[str, Any]) -> Plan:
     elif isinstance(plan.method, Approximation) and not trains_network(plan):
         plan = replace(plan, method=replace(plan.method, curvature=_executable_curvature(plan)))
     return plan
-
-
-def trains_network(plan: Plan) -> bool:
-    """Whether the plan runs a torch network, and not the model of a loss that the accounting knows."""
-    return runs_network(plan.method.NAME, _loss(plan), plan.training)
-
-
-def _loss(plan: Plan) -> str | None:
-    constants = getattr(plan.method, "constants", None)
-    return None if constants is None else constants.loss
 
 
 def _executable(plan: Plan) -> Constants:
@@ -226,94 +227,6 @@ def _executable_curvature(plan: Plan) -> Curvature:
     return proved
 
 
-def _check_phase(plan: Plan, phase: str, *, forget: str | None, start: Path | None) -> None:
-    prepared, requests = plan.method.NAME not in ANY_MODEL, getattr(plan.method, "requests", ())
-    if phase not in PHASES:
-        raise InvalidInput(f"phase must be one of {', '.join(PHASES)}, got {phase!r}.")
-    if phase == "learn" and forget is not None:
-        raise InvalidInput("phase learn takes no --forget: nothing is forgotten yet.")
-    if phase != "learn" and forget is None:
-        raise InvalidInput(f"phase {phase} needs --forget, the ids to unlearn.")
-    if phase == "unlearn" and start is None:
-        what = "the folder of a learn run of the same plan" if prepared else "a model file or the folder of a run"
-        raise InvalidInput(f"phase unlearn needs --start, {what}.")
-    if phase == "learn" and start is not None:
-        raise InvalidInput("phase learn learns from the plan's initial point and takes no --start.")
-    if prepared and phase == "all" and start is not None:
-        raise InvalidInput("phase all learns from the plan's initial point and takes no --start.")
-    recipe = None if plan.training is None else plan.training.learn
-    if not prepared and phase == "all" and start is None and recipe is None:
-        raise InvalidInput("phase all needs --start, the model to unlearn, or a plan with --learn that trains one.")
-    if not prepared and phase == "learn" and recipe is None:
-        raise InvalidInput(f"{plan.method.NAME} plans no learning; start from a model of yours, or plan with --learn.")
-    block = plan.training
-    if block is not None and block.trainable is not None and block.model != EXTERNAL and start is None:
-        raise InvalidInput(
-            "the plan trains a part of a built-in model, whose other parts are zero until a model is loaded: give"
-            " --start."
-        )
-    if phase == "all" and len(requests) > 1:
-        raise InvalidInput(
-            f"the plan has {len(requests)} requests: run --phase learn, then --phase unlearn once a request, each with"
-            " the folder of the run before as --start."
-        )
-
-
-def _check_choices(plan: Plan, execution: Execution, *, phase: str, model: str | None, center: Path | None) -> None:
-    glm = not trains_network(plan)
-    if model is not None and glm:
-        raise InvalidInput(f"{plan.method.NAME} runs the model of its plan and takes no --model.")
-    wanted = plan.method.center if isinstance(plan.method, NoisyFinetune) else None
-    if (wanted is None) != (center is None):
-        if wanted is None:
-            raise InvalidInput("--center goes with a plan made with --center only.")
-        raise InvalidInput(
-            f"the plan takes norms around public weights: give the file with SHA-256 {wanted} as --center."
-        )
-    if execution.published_clip is not None and plan.method.NAME != "langevin":
-        raise InvalidInput("--published-clip is for comparison runs of langevin only.")
-    if isinstance(plan.method, ModelClip) and plan.method.step_size is None:
-        raise GuardFailed("this model-clip plan has no step size to run with; plan with --grad-clip and --step-size.")
-    if plan.method.NAME == "dp-sgd":
-        block = plan.training or Training()
-        if block.clip_norm is None or block.step_size is None:
-            raise GuardFailed("this dp-sgd plan has no clip norm or step size; plan with --clip-norm and --step-size.")
-
-    if plan.method.NAME in SECOND_ORDER:
-        _check_second_order(plan, plan.training or Training())
-    if execution.retrain is not None:
-        if phase == "learn":
-            raise InvalidInput("--retrain compares with an unlearned model; phase learn has none.")
-        _check_reference(plan, execution.retrain)
-
-
-def _check_second_order(plan: Plan, training: Training) -> None:
-    name = plan.method.NAME
-    if name == "hessian-free" and _loss(plan) == "huber":
-        raise GuardFailed(
-            "hessian-free is not run on Huber losses: their Hessian jumps at the threshold, so no --hessian-lipschitz"
-            " is true of it; use newton or jackknife, which check what their step leaves."
-        )
-    network, recipe = trains_network(plan), training.learn
-    if network and name != "hessian-free" and recipe is None:
-        raise GuardFailed(f"this {name} plan trains a network and has no training; plan with --learn.")
-    if not network and recipe is not None:
-        raise InvalidInput(f"{name} with a known loss is solved, not trained by a recipe; plan without --learn.")
-
-
-def _check_reference(plan: Plan, mode: str) -> None:
-    """The references a method has: known before it runs for hours."""
-    method, name = plan.method, plan.method.NAME
-    has = ["fresh"] if name in ("dp-sgd", *SECOND_ORDER) else ["fresh", "zeros"]
-    if name in ANY_MODEL:
-        if plan.training is None or plan.training.learn is None:
-            raise InvalidInput(f"--retrain needs a {name} plan with --learn, the training that is repeated.")
-        if getattr(method, "init_clip", None) is not None:
-            has.append("noised")
-    if mode not in has:
-        raise InvalidInput(f"{name} has no reference {mode}; retrain from {' or '.join(has)}.")
-
-
 def _check_parts(plan: Plan, module: torch.nn.Module, training: Training) -> None:
     """Numbers of parameters that the plan names must be the model's."""
     method, parameters = plan.method, dict(module.named_parameters())
@@ -357,7 +270,24 @@ def _forget_ids(plan: Plan, forget: str, size: int, start: Learned | None) -> Ar
         again = np.intersect1d(ids, start.removed)
         if len(again):
             raise DataError(f"forget id {again[0]} was removed by an earlier request.")
+        _check_changed(plan, ids, start)
     return ids
+
+
+def _check_changed(plan: Plan, ids: Array, start: Learned) -> None:
+    """Records that were changed since learning must be among those to forget, and the method must do without them."""
+    kept = np.setdiff1d(start.changed, ids)
+    if len(kept):
+        raise DataError(
+            f"record {kept[0]} is not what {start.folder} was learned on: those were other data. Only records that are"
+            " named in --forget may have been deleted from the data since."
+        )
+    name, network = plan.method.NAME, trains_network(plan)
+    if len(start.changed) and (name == "jackknife" or (name == "newton" and network)):
+        raise DataError(
+            f"record {start.changed[0]} was deleted from the data, and {name}{' of a network' if network else ''} reads"
+            " all records it forgets anew for every release; restore it, or learn again without it."
+        )
 
 
 def _module(

@@ -27,17 +27,45 @@ Array = npt.NDArray[Any]
 
 _NOT_COMPARED = ("digest", "performance")
 
+_ROWS_AT_ONCE = 4096
 
-def data_fingerprint(key: bytes, dataset: Dataset) -> str:
-    """HMAC-SHA-256 of the training records after the class filter: shape, type, values and labels."""
-    mac = hmac.new(key, b"rdp-calc/data/1", hashlib.sha256)
+RECORD_DIGEST_BYTES = 16
+
+
+def data_fingerprint(key: bytes, dataset: Dataset, *, without: Array | None = None) -> str:
+    """HMAC-SHA-256 of the training records after the class filter: shape, type, values and labels.
+
+    ``without``: numbers of records whose places count and whose content does not: it may have been deleted since.
+    """
+    gone = np.unique(np.array([], dtype=np.int64) if without is None else without)
+    mac = hmac.new(key, b"rdp-calc/data/2" if len(gone) else b"rdp-calc/data/1", hashlib.sha256)
     rows = dataset.x_train
-    mac.update(json.dumps([rows.shape, rows.dtype.newbyteorder("<").str]).encode())
-    for start in range(0, len(rows), 4096):
-        mac.update(np.ascontiguousarray(rows[start : start + 4096]).astype(rows.dtype.newbyteorder("<")).tobytes())
-    for label in dataset.y_train.tolist():
-        mac.update(str(label).encode() + b"\0")
+    kind = rows.dtype.newbyteorder("<")
+    mac.update(json.dumps([rows.shape, kind.str]).encode())
+    if len(gone):
+        mac.update(json.dumps(gone.tolist()).encode())
+    for start in range(0, len(rows), _ROWS_AT_ONCE):
+        part = np.array(rows[start : start + _ROWS_AT_ONCE], dtype=kind, order="C")
+        part[gone[(gone >= start) & (gone < start + len(part))] - start] = 0
+        mac.update(part.tobytes())
+    left_out = set(gone.tolist())
+    for number, label in enumerate(dataset.y_train.tolist()):
+        mac.update((b"" if number in left_out else str(label).encode()) + b"\0")
     return mac.hexdigest()
+
+
+def record_digests(key: bytes, dataset: Dataset) -> Array:
+    """Keyed BLAKE2b (n, 16) of every training record with its number, so that it shows which ones were changed."""
+    rows, found = dataset.x_train, np.empty((len(dataset.y_train), RECORD_DIGEST_BYTES), dtype=np.uint8)
+    kind = rows.dtype.newbyteorder("<")
+    empty = hashlib.blake2b(digest_size=RECORD_DIGEST_BYTES, key=key, person=b"rdp-calc/record")
+    empty.update(json.dumps([rows.shape, kind.str]).encode())
+    for number, label in enumerate(dataset.y_train.tolist()):
+        state = empty.copy()
+        state.update(number.to_bytes(8, "little") + np.array(rows[number], dtype=kind, order="C").tobytes())
+        state.update(str(label).encode())
+        found[number] = np.frombuffer(state.digest(), dtype=np.uint8)
+    return found
 
 
 def forget_fingerprint(key: bytes, ids: Array) -> str:
@@ -175,11 +203,39 @@ def _record_checks(document: dict[str, Any], record: Path, data: str, forget: st
     loss = field(plan, "problem.loss", "text", optional=True)
     dataset = load_for_plan(data, DataSpec.from_json(plan), loss=loss)
     ids = parse_ids(forget, dataset_size=len(dataset.y_train))
-    found = {"data": data_fingerprint(key, dataset), "forget_set": forget_fingerprint(key, ids)}
-    checks = []
-    for name, value in found.items():
-        same = hmac.compare_digest(value, field(document, f"fingerprints.{name}", "text"))
-        checks.append(
-            Check(f"{name} binding", same, f"the {name} given {'is' if same else 'is not'} the one of the run")
-        )
-    return checks
+    same = hmac.compare_digest(forget_fingerprint(key, ids), field(document, "fingerprints.forget_set", "text"))
+    checks = [_data_check(document, audit, key, dataset, ids)]
+    word = "is" if same else "is not"
+    return [*checks, Check("forget_set binding", same, f"the forget_set given {word} the one of the run")]
+
+
+def _data_check(document: dict[str, Any], audit: dict[str, Any], key: bytes, dataset: Dataset, ids: Array) -> Check:
+    """The data are those of the run; or the retained records are, and those it forgot were deleted since."""
+    before = left_out(audit, len(dataset.y_train))
+    expected = field(document, "fingerprints.data", "text")
+    if hmac.compare_digest(data_fingerprint(key, dataset, without=before), expected):
+        return Check("data binding", True, "the data given is the one of the run")
+    retained = field(document, "fingerprints.retained", "text", optional=True)
+    if retained is not None:
+        found = data_fingerprint(key, dataset, without=np.union1d(before, ids))
+        if hmac.compare_digest(found, retained):
+            text = "the retained records are those of the run; forgotten ones were deleted or changed since"
+            return Check("data binding", True, text)
+    return Check("data binding", False, "the data given is not the one of the run")
+
+
+def left_out(audit: dict[str, Any], size: int) -> Array:
+    """Numbers of the records that ``fingerprints.data`` of a run leaves out: removed before it, and perhaps deleted.
+
+    Raises DataError for numbers that the data do not have.
+    """
+    stored = field(audit, "left_out", "list", optional=True) or []
+    return read_numbers(stored, size, "left_out")
+
+
+def read_numbers(stored: list[Any], size: int, name: str) -> Array:
+    """Different record numbers from a private document, sorted. Raises DataError for others than 0..size - 1."""
+    numbers = [field({name: number}, name, "integer") for number in stored]
+    if len(set(numbers)) < len(numbers) or not all(0 <= number < size for number in numbers):
+        raise DataError(f"{name} names records twice or records that the data do not have.")
+    return np.array(sorted(numbers), dtype=np.int64)

@@ -93,11 +93,12 @@ def noisy_steps(plan: Plan) -> int:
     return turns * (method.batches if isinstance(method, NoisySgd) else 1) + 1
 
 
-def check_tails(plan: Plan, source: GaussianSource, coordinates: int) -> None:
+def check_tails(plan: Plan, source: GaussianSource, coordinates: int, *, earlier: float = 0.0) -> None:
     """Raise GuardFailed where the tails that the sampler lacks, over all draws of the released chain, may cost more
-    than a thousandth of delta: the two laws move by at most that probability each.
+    than a thousandth of delta: the two laws move by at most that probability each. ``earlier``: the missing mass of the
+    samplers of the runs that this one goes on from.
     """
-    missing = source.missing_mass * coordinates * noisy_steps(plan)
+    missing = max(source.missing_mass, earlier) * coordinates * noisy_steps(plan)
     log_cost = math.log(missing or 5e-324) + math.log1p(math.exp(min(plan.target.epsilon, 700.0)))
     if log_cost > math.log(plan.target.delta) - math.log(1000):
         raise GuardFailed(

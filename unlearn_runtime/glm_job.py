@@ -17,7 +17,7 @@ import numpy.typing as npt
 import torch
 
 from rdp_calc.descent import Descent
-from rdp_calc.errors import DataError, InvalidInput
+from rdp_calc.errors import DataError, GuardFailed, InvalidInput
 from rdp_calc.methods.descent_to_delete import DescentToDelete
 from rdp_calc.methods.gradient_norm import GradientNorm
 from rdp_calc.methods.newton import Newton
@@ -44,8 +44,10 @@ class GlmJob(Job):
     """A plan of one of the four methods on a data set, for one request.
 
     ``ids``: records to forget, None where nothing is forgotten yet; ``gone``: records that earlier requests removed;
-    ``request``: which of the plan's requests this is, from 1. Raises GuardFailed for a plan without a loss, DataError
-    where the data are not the plan's, InvalidInput for a dtype the method does not run in.
+    ``request``: which of the plan's requests this is, from 1; ``earlier_rounding``: the largest error of a mean
+    gradient in the runs that this one goes on from, which must be within this plan's limit, too. Raises GuardFailed for
+    a plan without a loss, DataError where the data are not the plan's, InvalidInput for a dtype the method does not run
+    in.
     """
 
     def __init__(
@@ -56,6 +58,7 @@ class GlmJob(Job):
         ids: Array | None,
         gone: Array | None = None,
         request: int = 1,
+        earlier_rounding: float = 0.0,
         execution: Execution,
         device: torch.device,
         source: GaussianSource,
@@ -87,6 +90,13 @@ class GlmJob(Job):
             gone=gone,
             published_clip=clip,
         )
+        # The choice of the arithmetic above is this run's own.
+        self.guard.largest = earlier_rounding
+        if not earlier_rounding <= self.guard.limit:
+            raise GuardFailed(
+                f"rounding in the runs before reached {earlier_rounding:.3g} in a mean gradient, this plan bears"
+                f" {self.guard.limit:.3g}; learn again with --dtype float64."
+            )
         if clip is not None:
             # Nothing is certified of such a run, so there is no claim that rounding could void.
             self.guard = replace(self.guard, limit=math.inf)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,7 @@ def make(
     *,
     ids: Array | None,
     gone: Array | None = None,
+    blank: Array | None = None,
     module: torch.nn.Module | None = None,
     training: TrainingBlock | None = None,
     execution: Execution,
@@ -62,6 +64,7 @@ def make(
 ) -> Job:
     """The job of a hessian-free plan: that of a linear model, or of the network ``module`` where there is one.
 
+    blank: records among ``ids`` that the data hold no more; their vectors are stored, so the run does without them.
     announce: told the size of the vectors before they are computed. start_folder: of the learning run whose vectors are
     added; without it they are computed in this run.
     """
@@ -71,6 +74,7 @@ def make(
         raise InvalidInput("hessian-free answers one request; plan for all records of it together.")
     shared: dict[str, Any] = {
         "ids": ids,
+        "blank": blank,
         "training": training or plan.training or TrainingBlock(),
         "execution": execution,
         "device": device,
@@ -171,6 +175,7 @@ class HessianFreeGlmJob(GlmJob):
         dataset: Dataset,
         *,
         ids: Array | None,
+        blank: Array | None = None,
         training: TrainingBlock,
         execution: Execution,
         device: torch.device,
@@ -184,6 +189,9 @@ class HessianFreeGlmJob(GlmJob):
         self.request, self.solved, self._slotted = 1, None, None
         self.guard = RoundingGuard(limit=math.inf, step_size=1.0)
         self.records = prepare_records(plan, dataset, ids, device=device, dtype=torch.float64)
+        if blank is not None and len(blank):
+            # What is measured on them would be of no record.
+            self.records = replace(self.records, forgotten=None)
         self.training, self.announce, self.start_folder = training, announce, start_folder
         self.ids = ids
         self.rounding: dict[str, Any] = {}

@@ -50,8 +50,9 @@ _MODES = ("fresh", "zeros", "noised")
 class NetworkJob(Job):
     """One plan for a network on one data set. State["weights"] and State["released"] are float64 (R, p), R the chains.
 
-    ids: records to forget, None while learning only. center: public weights by tensor name, for a plan that takes norms
-    around them. world: the processes of a distributed run. Chains are carried out one after another.
+    ids: records that no batch may have, None while learning only; gone: those of them that are not this request's, or
+    that the data hold no more: they are not measured on. center: public weights by tensor name, for a plan that takes
+    norms around them. world: the processes of a distributed run. Chains are carried out one after another.
 
     Every loop trains a copy of ``module`` as it was handed over, with numbers loaded into it: what a module may keep
     besides its tensors (queues, running means as plain attributes) does not get from one phase or chain to another.
@@ -63,6 +64,7 @@ class NetworkJob(Job):
         dataset: Dataset,
         *,
         ids: Array | None,
+        gone: Array | None = None,
         module: torch.nn.Module,
         training: Training,
         execution: Execution,
@@ -85,7 +87,7 @@ class NetworkJob(Job):
             "input_shape": training.input_shape,
         }
         self._module, self.network = module, self._network(module)
-        self._records = prepare_network_records(plan, dataset, ids, network=self.network)
+        self._records = prepare_network_records(plan, dataset, ids, network=self.network, gone=gone)
         self._center = None if center is None else self._flat(center)
 
     @property

@@ -48,8 +48,11 @@ class Split:
         return {"train": self.retained_or_all, "test": self.test, "forget": self.forgotten}
 
 
-def prepare_network_records(plan: Plan, dataset: Dataset, ids: Array | None, *, network: Network) -> Split:
+def prepare_network_records(
+    plan: Plan, dataset: Dataset, ids: Array | None, *, network: Network, gone: Array | None = None
+) -> Split:
     """Rows preprocessed as the plan says in the network's dtype; labels -1/+1 for one output, 0..C-1 for several.
+    ``gone``: records among ``ids`` that are not shown as forgotten.
 
     Raises DataError or GuardFailed for data that do not fit the plan or the model.
     """
@@ -59,7 +62,11 @@ def prepare_network_records(plan: Plan, dataset: Dataset, ids: Array | None, *, 
         kept = torch.ones(len(full.rows), dtype=torch.bool, device=network.device)
         kept[torch.from_numpy(ids).to(network.device)] = False
         retained = NetworkRecords(full.rows[kept], full.labels[kept])
-        forgotten = NetworkRecords(full.rows[~kept], full.labels[~kept])
+        shown = ~kept
+        if gone is not None:
+            shown[torch.from_numpy(gone).to(network.device)] = False
+        if bool(shown.any()):
+            forgotten = NetworkRecords(full.rows[shown], full.labels[shown])
     return Split(full, retained, forgotten, test)
 
 

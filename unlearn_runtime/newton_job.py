@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import numpy.typing as npt
 import torch
 
@@ -38,6 +39,8 @@ from unlearn_runtime.stepper import Stepper
 
 Array = npt.NDArray[Any]
 
+_NONE: Array = np.array([], dtype=np.int64)
+
 
 def make(
     plan: Plan,
@@ -45,6 +48,7 @@ def make(
     *,
     ids: Array | None,
     gone: Array | None = None,
+    blank: Array | None = None,
     module: torch.nn.Module | None = None,
     training: Training | None = None,
     execution: Execution,
@@ -56,13 +60,19 @@ def make(
 ) -> Job:
     """The job of a newton or jackknife plan: that of a linear model, or of the network ``module`` where there is one.
 
-    Raises GuardFailed for a plan that counts on an exact solve.
+    ``blank``: records among ``ids`` that the data hold no more, for newton on a linear model alone, whose step looks at
+    retained records. Raises GuardFailed for a plan that counts on an exact solve.
     """
     if not isinstance(plan.method, Newton):
         raise InvalidInput(f"method {plan.method.NAME} is not newton or jackknife.")
     if not plan.method.residual > 0:
         raise GuardFailed(below_rounding(0.0, 0.0))
     shared: dict[str, Any] = {"execution": execution, "device": device, "source": source, "stepper": stepper}
+    if blank is not None and len(blank):
+        ids, gone = (
+            np.setdiff1d(_NONE if ids is None else ids, blank),
+            np.union1d(_NONE if gone is None else gone, blank),
+        )
     if module is None:
         return NewtonGlmJob(plan, dataset, ids=ids, gone=gone, **shared)
     training = training or plan.training or Training()
@@ -162,8 +172,11 @@ class NewtonGlmJob(GlmJob):
 
     def _check_start(self, weights: torch.Tensor) -> None:
         """The learned model is what the plan says. Learning has shown it with rounding counted in; records may be in
-        another order here, so that this sum is rounded otherwise.
+        another order here, so that this sum is rounded otherwise. Where learned records are there no more, the state's
+        hash in the record of that run has to do.
         """
+        if len(self.records.present) < self.method.dataset_size:
+            return
         hessian = GlmHessian(self.records.full, weights, l2=regulariser(self.plan))
         length = float(hessian.gradient().norm())
         if not length <= self.method.tolerance + hessian.gradient_rounding():

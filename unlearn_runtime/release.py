@@ -12,23 +12,34 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from safetensors.torch import save_file
 
 import rdp_calc
 from rdp_calc.certificate import OS_ENTROPY, certificate_document, run_checks
-from rdp_calc.documents import field, pretty
+from rdp_calc.documents import digest, field, pretty
 from rdp_calc.errors import GuardFailed
+from rdp_calc.history import learning_digest
 from unlearn_runtime.admission import Admitted
-from unlearn_runtime.bindings import data_fingerprint, file_fingerprint, file_sha256, forget_fingerprint
+from unlearn_runtime.bindings import (
+    data_fingerprint,
+    file_fingerprint,
+    file_sha256,
+    forget_fingerprint,
+    record_digests,
+)
+from unlearn_runtime.continuing import FROM_LEARNED, carried_out, keeps_state
 from unlearn_runtime.execution import Execution
 from unlearn_runtime.folders import new_folder
 from unlearn_runtime.job import Job, State
 from unlearn_runtime.keys import SigningKey
-from unlearn_runtime.learned import LEARNING_SCHEMA, RECORD, STATE
+from unlearn_runtime.learned import LEARNING_SCHEMA, RECORD, RECORD_DIGESTS, STATE
 from unlearn_runtime.noise import SEEDED, GaussianSource
 
 AUDIT_SCHEMA = "rdp-calc/audit-record/1"
+
+_NONE: npt.NDArray[np.int64] = np.array([], dtype=np.int64)
 
 #: Models before, after and retrained, all chains; written where there are several or there is a reference.
 CHAINS = "private/chains.safetensors"
@@ -51,7 +62,7 @@ class Release:
         with new_folder(self.output) as folder:
             private = _private_folder(folder)
             _save_model(self.job.model(state), folder / "model.safetensors", private=True)
-            self._keep(folder, state, requests_done=0, removed=[], stored=self.job.store(private))
+            self._keep(folder, state, requests_done=0, removed=_NONE, stored=self.job.store(private))
             _write_private(private / "metrics.json", metrics)
 
     def unlearned(
@@ -80,6 +91,7 @@ class Release:
                 "data_source": self.data,
                 "forgotten_ids": [int(i) for i in ids],
                 "removed_before": [int(i) for i in admitted.gone],
+                "left_out": self._left_out.tolist(),
                 "earlier_releases": [] if admitted.start is None else admitted.start.releases,
                 "learning_record": None if admitted.start is None else admitted.start.record or None,
                 "retrain": self.execution.retrain,
@@ -87,9 +99,9 @@ class Release:
             }
             _write_private(private / "audit.json", audit)
             _write_private(private / "metrics.json", metrics)
-            if len(getattr(admitted.plan.method, "requests", ())) > admitted.request:
-                removed = sorted(int(i) for i in np.concatenate([admitted.gone, ids]))
-                self._keep(folder, after, requests_done=admitted.request, removed=removed)
+            more = len(getattr(admitted.plan.method, "requests", ())) > admitted.request
+            if more or (admitted.continuing and keeps_state(admitted.plan)):
+                self._keep(folder, after, requests_done=admitted.request, removed=np.union1d(admitted.gone, ids))
         if admitted.start is not None:
             admitted.start.note_release(certificate["digest"])
         return certificate
@@ -100,31 +112,55 @@ class Release:
         state: State,
         *,
         requests_done: int,
-        removed: list[int],
+        removed: npt.NDArray[Any],
         stored: dict[str, Any] | None = None,
     ) -> None:
-        """The state and the record with which a later request of the same plan goes on."""
+        """The state and the record with which a later request goes on."""
         key = secrets.token_bytes(32)
-        path = folder / STATE
+        admitted, path = self.admitted, folder / STATE
+        before = () if admitted.start is None else admitted.start.carried
         save_file({name: tensor.cpu().contiguous() for name, tensor in state.items()}, path)
         path.chmod(0o600)
         record = {
             "schema": LEARNING_SCHEMA,
-            "plan_digest": self.admitted.document["digest"],
-            "learn_steps": self.admitted.plan.executed_learn_steps,
+            "plan_digest": admitted.document["digest"],
+            "learning_digest": learning_digest(admitted.document),
+            "plan": admitted.document,
+            "learn_steps": admitted.plan.executed_learn_steps,
             "chains": self.execution.chains,
             "random_source": self._random_source(),
             "deviation": self._deviation(),
             "key": key.hex(),
             "data_source": self.data,
-            "data_fingerprint": data_fingerprint(key, self.admitted.dataset),
+            # Of what was removed the place alone counts: the content is for people to delete.
+            "data_fingerprint": data_fingerprint(key, admitted.dataset, without=removed),
+            "records_sha256": self._digests_of_records(folder, key),
             "state_sha256": file_sha256(path),
             "requests_done": requests_done,
-            "removed_ids": removed,
+            "requests": carried_out(admitted.plan, requests_done, before),
+            "removed_ids": removed.tolist(),
             "stored": stored or {},
+            "missing_mass": max(
+                self.source.missing_mass, 0.0 if admitted.start is None else admitted.start.missing_mass
+            ),
             **self._environment(),
         }
-        _write_private(folder / RECORD, record)
+        record = json.loads(json.dumps(record))
+        _write_private(folder / RECORD, {**record, "digest": digest(record)})
+
+    def _digests_of_records(self, folder: Path, key: bytes) -> str | None:
+        """Where all releases start from the learned state, later ones must know which records were deleted since."""
+        if self.admitted.plan.method.NAME not in FROM_LEARNED:
+            return None
+        path = folder / RECORD_DIGESTS
+        path.touch(mode=0o600)
+        np.save(path, record_digests(key, self.admitted.dataset), allow_pickle=False)
+        return file_sha256(path)
+
+    @property
+    def _left_out(self) -> npt.NDArray[Any]:
+        """Records removed before this run, whose content may have been deleted from the data."""
+        return np.union1d(self.admitted.gone, self.admitted.blank)
 
     def _random_source(self) -> str:
         """The kind of all noise so far, that of the runs started from included."""
@@ -162,7 +198,8 @@ class Release:
             admitted.document,
             executed=executed,
             fingerprints={
-                "data": data_fingerprint(key, admitted.dataset),
+                "data": data_fingerprint(key, admitted.dataset, without=self._left_out),
+                "retained": data_fingerprint(key, admitted.dataset, without=np.union1d(self._left_out, admitted.ids)),
                 "forget_set": forget_fingerprint(key, admitted.ids),
                 "model_before": file_fingerprint(key, folder / "private" / "before.safetensors"),
             },

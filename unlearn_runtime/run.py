@@ -60,13 +60,16 @@ def run_plan(
     progress: Progress | None = None,
     announce: Callable[[str], None] | None = None,
     key: SigningKey | None = None,
+    continuing: bool = False,
 ) -> dict[str, Any]:
     """Carry out a plan document and write the folder ``output``; returns a summary (schema rdp-calc/run/1).
 
     ``model`` names the code of a model the plan calls external, ``center`` the public weights that a plan takes norms
     around. Started by torchrun, every process calls this with the same arguments; the first one writes. ``announce`` is
     told beforehand of what takes much room or time. ``key`` signs the certificate before the folder appears; processes
-    other than the first do not need it.
+    other than the first do not need it. ``continuing``: one release of a history whose requests come over time. The
+    start may be of another plan, where this one describes all that was carried out and has one request more
+    (``unlearn_runtime.continuing``), and the state is kept for the next release.
 
     Raises DataError (plan digest, data, ids, learning record), GuardFailed (what the runtime cannot enforce),
     InvalidInput (arguments that do not go together); one error lists all that is wrong. Nothing is left behind.
@@ -84,6 +87,7 @@ def run_plan(
         execution=execution,
         model=model,
         center=center,
+        continuing=continuing,
     )
     with ExitStack() as opened, torch.no_grad(), memory_named(execution):
         world = World.join(admitted.device)
@@ -102,7 +106,8 @@ def run_plan(
             world.check_same(json.dumps(mine, sort_keys=True).encode())
         stepper = _stepper(admitted, execution, source, world, opened, phase=phase, progress=progress, model=model)
         job = build_job(admitted, execution, source, stepper, world, announce or _silent)
-        check_tails(admitted.plan, source, job.size)
+        earlier = 0.0 if admitted.start is None else admitted.start.missing_mass
+        check_tails(admitted.plan, source, job.size, earlier=earlier)
         release = Release(
             admitted=admitted, job=job, execution=execution, source=source, data=data, output=output, key=key
         )
@@ -157,6 +162,7 @@ def build_job(
             admitted.dataset,
             ids=admitted.ids,
             gone=admitted.gone,
+            blank=admitted.blank,
             module=admitted.module,
             training=admitted.training,
             device=world.device,
@@ -171,6 +177,7 @@ def build_job(
             ids=admitted.ids,
             gone=admitted.gone,
             request=admitted.request,
+            earlier_rounding=0.0 if admitted.start is None else admitted.start.rounding_error,
             device=world.device,
             **shared,
         )
@@ -180,6 +187,7 @@ def build_job(
         admitted.plan,
         admitted.dataset,
         ids=ids,
+        gone=np.union1d(admitted.gone, admitted.blank),
         module=admitted.module,
         training=admitted.training,
         device=admitted.device,

@@ -20,6 +20,7 @@ from safetensors.numpy import load_file, save_file
 from scipy.special import expit
 
 from rdp_calc import Langevin, Plan, verify_document
+from rdp_calc.documents import digest
 from rdp_calc.errors import DataError, GuardFailed, InvalidInput
 from unlearn_runtime import glm_job
 from unlearn_runtime.execution import Execution
@@ -259,6 +260,7 @@ def test_forgotten_records_do_not_reach_the_unlearning_phase(
             shutil.copy(state, own)
             record = document(learned / "private" / "learning.json")
             record["state_sha256"] = hashlib.sha256(own.read_bytes()).hexdigest()
+            record["digest"] = digest(record)
             (learned / "private" / "learning.json").write_text(json.dumps(record))
         output = tmp_path / name
         run_plan(
@@ -724,6 +726,7 @@ def test_a_state_that_is_not_finite_is_refused(
     save_file({"weights": state}, path)
     record = document(learned / "private" / "learning.json")
     record["state_sha256"] = hashlib.sha256(path.read_bytes()).hexdigest()
+    record["digest"] = digest(record)
     (learned / "private" / "learning.json").write_text(json.dumps(record))
     with pytest.raises(GuardFailed):
         run_plan(

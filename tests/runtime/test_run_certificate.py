@@ -30,10 +30,11 @@ MakePlan = Callable[..., Plan]
 Blobs = Callable[..., tuple[Array, Array]]
 Save = Callable[..., str]
 
-#: The only leaves of a certificate that may depend on data, forgotten ids or noise: three keyed fingerprints, the hash
+#: The only leaves of a certificate that may depend on data, forgotten ids or noise: four keyed fingerprints, the hash
 #: of the released model, and the digest over all of it.
 MAY_DIFFER = {
     ("fingerprints", "data"),
+    ("fingerprints", "retained"),
     ("fingerprints", "forget_set"),
     ("fingerprints", "model_before"),
     ("model_sha256",),

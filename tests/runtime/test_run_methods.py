@@ -19,7 +19,7 @@ from safetensors.numpy import load_file, save_file
 from rdp_calc import verify_document
 from rdp_calc.documents import digest, read_document
 from unlearn_runtime import run as run_module
-from unlearn_runtime.admission import ANY_MODEL
+from unlearn_runtime.choices import ANY_MODEL
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -291,6 +291,7 @@ def test_a_request_does_not_see_records_that_an_earlier_one_removed(
             shutil.copy(state, first / "private" / "state.safetensors")
             record = read_document(first / "private" / "learning.json")
             record["state_sha256"] = read_document(tmp_path / "one-first" / "private" / "learning.json")["state_sha256"]
+            record["digest"] = digest(record)
             (first / "private" / "learning.json").write_text(json.dumps(record))
         second = run(plan, f"--phase unlearn --start {first} --forget 9 {seed}", name=f"{name}-second", data=data)
         released.append((second / "model.safetensors").read_bytes())

@@ -315,7 +315,8 @@ def edit_record(learned: Path, **changes: Any) -> None:
     path = learned / "private" / "learning.json"
     record = json.loads(path.read_text())
     assert set(changes) <= set(record)
-    path.write_text(json.dumps(record | changes))
+    changed = record | changes
+    path.write_text(json.dumps(changed | {"digest": digest(changed)}))
 
 
 def edit_state(learned: Path, weights: Array, name: str = "weights") -> None:
@@ -381,6 +382,25 @@ def test_tampered_learning_record(
     edit_record(learned, **{field: value})
     with refused(tmp_path, DataError):
         unlearn(make_plan(), data, learned, tmp_path / "run")
+
+
+@pytest.mark.parametrize(("field", "value"), [("removed_ids", [3]), ("random_source", "os-entropy "), ("digest", None)])
+def test_damaged_learning_record(
+    field: str, value: Any, tmp_path: Path, make_plan: MakePlan, data: str, learned: Path
+) -> None:
+    path = learned / "private" / "learning.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {field: value}))
+    with refused(tmp_path, DataError, "digest is wrong"):
+        unlearn(make_plan(), data, learned, tmp_path / "run")
+
+
+def test_learning_record_of_an_earlier_version(tmp_path: Path, make_plan: MakePlan, data: str, learned: Path) -> None:
+    path = learned / "private" / "learning.json"
+    record = json.loads(path.read_text())
+    for name in ("digest", "learning_digest", "plan", "requests", "records_sha256", "missing_mass"):
+        del record[name]
+    path.write_text(json.dumps(record))
+    assert unlearn(make_plan(), data, learned, tmp_path / "run")["certificate_level"] == "certified"
 
 
 def test_unknown_random_source_of_the_learn_run_certifies_nothing(

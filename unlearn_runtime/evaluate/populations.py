@@ -27,8 +27,9 @@ from rdp_calc.documents import read_document
 from rdp_calc.errors import DataError, InvalidInput, VerificationFailed
 from rdp_calc.verify import verify_document
 from unlearn_runtime import run
-from unlearn_runtime.admission import ANY_MODEL, Admitted, admit
-from unlearn_runtime.bindings import data_fingerprint, file_sha256
+from unlearn_runtime.admission import Admitted, admit
+from unlearn_runtime.bindings import data_fingerprint, file_sha256, left_out
+from unlearn_runtime.choices import ANY_MODEL
 from unlearn_runtime.distributed import World
 from unlearn_runtime.execution import Execution, check_tails, noisy_steps
 from unlearn_runtime.job import Job, State
@@ -183,7 +184,9 @@ def _with_new_reference(
         settings=replace(_started(shared["document"], folder, settings), trials=trials),
     )
     key = bytes.fromhex(documents.field(record, "key", "text"))
-    if data_fingerprint(key, bench.admitted.dataset) != documents.field(certificate, "fingerprints.data", "text"):
+    found = bench.admitted.dataset
+    without = left_out(record, len(found.y_train))
+    if data_fingerprint(key, found, without=without) != documents.field(certificate, "fingerprints.data", "text"):
         raise DataError(f"{data} is not the data that {folder} was made from; give them with --data.")
     directions = []
     with torch.no_grad(), run.memory_named(bench.execution):

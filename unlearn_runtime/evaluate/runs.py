@@ -74,6 +74,7 @@ class RunFolder:
     data_source: str
     forgotten: Array
     gone: Array
+    left_out: Array
     retrain: str | None
     seconds: dict[str, Any]
     released: dict[str, torch.Tensor]
@@ -97,8 +98,10 @@ class RunFolder:
                 raise
             raise DataError(f"the data of {self.path} cannot be read; name them with --data: {error}") from None
         expected = self.fingerprints.get("data")
-        if self.key is not None and expected is not None and data_fingerprint(self.key, dataset) != expected:
-            raise DataError(f"{chosen} holds other data than {self.path} was made with.")
+        if self.key is not None and expected is not None:
+            # What was removed before the run may have been deleted from the file since; what it forgot may not.
+            if data_fingerprint(self.key, dataset, without=self.left_out) != expected:
+                raise DataError(f"{chosen} holds other data than {self.path} was made with.")
         size = len(dataset.y_train)
         largest = max((int(part.max()) for part in (self.forgotten, self.gone) if len(part)), default=-1)
         if largest >= size:
@@ -211,6 +214,7 @@ def _files(path: Path, audit: dict[str, Any], model_sha256: str) -> dict[str, An
         "data_source": field(audit, "data_source", "text"),
         "forgotten": _ids(path, audit, "forgotten_ids"),
         "gone": _ids(path, audit, "removed_before"),
+        "left_out": _ids(path, audit, "left_out"),
         "retrain": field(audit, "retrain", "text", optional=True),
         "seconds": {
             name: field({"seconds": seconds or {}}, f"seconds.{name}", "number", optional=True)
