@@ -290,6 +290,7 @@ def test_an_objective_without_a_closed_form_keeps_a_history_too() -> None:
     assert all(standing.epsilon <= plan.target.epsilon for standing in now)
 
 
+@pytest.mark.slow
 def test_dp_sgd_answers_until_the_group_it_was_learned_for_is_used_up() -> None:
     from rdp_calc.methods.dp_sgd import DpSgd
 

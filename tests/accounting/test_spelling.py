@@ -14,9 +14,10 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 import rdp_calc
 from rdp_calc import DataSpec, plan_from_result, verify_document
+from rdp_calc.certificate import CERTIFICATE_SCHEMA
 from rdp_calc.documents import digest, misspelling, parse_document, pretty, read_document
-from rdp_calc.errors import DataError
-from rdp_calc.signature import sign_document
+from rdp_calc.errors import DataError, VerificationFailed
+from rdp_calc.signature import check_signature, sign_document
 
 Document = dict[str, Any]
 
@@ -43,16 +44,18 @@ def signed(certificate: Document) -> Document:
 
 
 def noticed(octets: bytes, *, fully: bool = False) -> bool:
-    """Whether the file is refused, or fails. What already fails by its digest or spelling, checks that verify makes as
-    well, is not proved by intervals unless ``fully``.
+    """Whether the file is refused, or fails. What already fails by its digest, spelling or signature, checks that
+    verify makes as well, is not proved by intervals unless ``fully``.
     """
     try:
         text = octets.decode("utf-8")
         document = parse_document(text, HERE)
         if not fully and (document.get("digest") != digest(document) or misspelling(document, text) is not None):
             return True
+        if not fully and document["schema"] == CERTIFICATE_SCHEMA:
+            check_signature(document)
         return not verify_document(document, text=text).holds
-    except (UnicodeDecodeError, DataError):
+    except (UnicodeDecodeError, DataError, VerificationFailed):
         return True
 
 
