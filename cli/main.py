@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import importlib
+import os
 import pkgutil
 import sys
+from contextlib import suppress
 from io import TextIOWrapper
 from typing import Any
 
@@ -21,6 +23,9 @@ _VERB_ORDER = (
     *("sigma", "epsilon", "steps", "compare", "curve", "plan", "features", "run", "verify", "ledger", "keys"),
     *("baseline", "evaluate", "audit", "explain", "reproduce", "doctor", "demo"),
 )
+
+#: How libraries in other languages say that memory ran out.
+_NO_MEMORY = ("out of memory", "allocate memory", "not enough memory", "failed to map segment")
 
 
 class VerbGroup(LazyGroup):
@@ -66,6 +71,10 @@ def main(arguments: list[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="replace")
+    return _said(_run(arguments))
+
+
+def _run(arguments: list[str] | None) -> int:
     try:
         outcome = typer.main.get_command(app).main(
             args=sys.argv[1:] if arguments is None else arguments, prog_name="rdp-calc", standalone_mode=False
@@ -77,8 +86,10 @@ def main(arguments: list[str] | None = None) -> int:
     except BrokenPipeError:
         return 1
     except OSError as error:
-        return _fail(f"{error.strerror or error}: {error.filename or 'no file named'}.", 1)
+        return _fail(f"{error.strerror or error}{'' if error.filename is None else f': {error.filename}'}.", 1)
     except Exception as error:
+        if isinstance(error, MemoryError) or any(text in str(error).lower() for text in _NO_MEMORY):
+            return _fail("memory ran out; nothing was written. Use a smaller problem, or a machine with more.", 1)
         # The usage errors of the parser carry their own text and exit code.
         if not hasattr(error, "format_message"):
             raise
@@ -93,8 +104,27 @@ def main(arguments: list[str] | None = None) -> int:
     return outcome if isinstance(outcome, int) else 0
 
 
+def _said(code: int) -> int:
+    """The exit code, once stdout has taken all; where it cannot, another one, and nothing left for the interpreter to
+    stumble over.
+    """
+    try:
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except OSError as error:
+        with suppress(OSError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        # Who closed a pipe has read enough and wants no message.
+        if code == 0:
+            return 1 if isinstance(error, BrokenPipeError) else _fail(f"{error.strerror or error}: stdout.", 1)
+    return code
+
+
 def _fail(text: str, code: int) -> int:
-    print("error: " + plain(" ".join(text.split())), file=sys.stderr)
+    # Without stderr print would take stdout.
+    if sys.stderr is not None:
+        with suppress(OSError):
+            print("error: " + plain(" ".join(text.split())), file=sys.stderr)
     return code
 
 

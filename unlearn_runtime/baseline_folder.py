@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 import rdp_calc
 from rdp_calc.documents import digest, field, pretty, read_document
@@ -24,6 +24,7 @@ from unlearn_runtime.algorithms.sisa import Checkpoints, Sisa, Tensors
 from unlearn_runtime.bindings import data_fingerprint, file_fingerprint, file_sha256, forget_fingerprint
 from unlearn_runtime.data import Dataset
 from unlearn_runtime.folders import new_folder
+from unlearn_runtime.tensor_files import save_file
 
 AUDIT_SCHEMA = "rdp-calc/audit-record/1"
 SISA_SCHEMA = "rdp-calc/sisa-state/1"

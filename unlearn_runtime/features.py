@@ -9,9 +9,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import shutil
 import sys
-import tempfile
 import time
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
@@ -27,6 +25,7 @@ from rdp_calc.errors import DataError, GuardFailed, InvalidInput
 from rdp_calc.training import check_model
 from unlearn_runtime.data import Dataset, load, preprocess, select_classes
 from unlearn_runtime.data.prepare import LARGEST_FEATURE_NORM
+from unlearn_runtime.folders import move, reserve, working_folder
 from unlearn_runtime.models import build, input_shape_for, load_module, read_weights
 from unlearn_runtime.network import check_tensors, set_mode, some_names
 from unlearn_runtime.stepper import Progress
@@ -172,9 +171,11 @@ def extract_features(
         raise InvalidInput(f"{output} was made from other data, another model or other options; choose a new name.")
     if not cached:
         extractor = Extractor(module, layer=layer, input_shape=shape, device=torch.device(device))
-        with _new_file(output) as folder:
+        with working_folder(output) as folder:
             _write(folder, dataset, extractor, preparation, batch_size, progress or _silent)
             _pack(folder, folder / "features.npz", source)
+            (folder / "features.npz").chmod(0o600)
+            move(folder / "features.npz", output)
     return {
         "schema": FEATURES_SCHEMA,
         "output": str(output),
@@ -246,9 +247,9 @@ def _write(
                     bad = begin + int(np.flatnonzero(~finite)[0])
                     raise DataError(f"the model's features of {part} row {bad} are not finite.")
                 if target is None:
-                    target = np.lib.format.open_memmap(
-                        folder / f"X_{part}.npy", mode="w+", dtype=np.float32, shape=(len(rows), found.shape[1])
-                    )
+                    file, shape = folder / f"X_{part}.npy", (len(rows), found.shape[1])
+                    target = np.lib.format.open_memmap(file, mode="w+", dtype=np.float32, shape=shape)
+                    reserve(file)
                 target[begin : begin + len(found)] = found
                 on_step(step)
         del target
@@ -259,18 +260,6 @@ def _pack(folder: Path, target: Path, source: str) -> None:
         for path in sorted(folder.glob("*.npy")):
             archive.write(path, path.name)
         archive.comment = json.dumps({"schema": _CACHE_SCHEMA, "source": source}).encode()
-
-
-@contextlib.contextmanager
-def _new_file(output: Path) -> Iterator[Path]:
-    """A hidden folder beside ``output`` whose features.npz becomes ``output`` when the block ends well."""
-    folder = Path(tempfile.mkdtemp(prefix=f".{output.name}.", suffix=".partial", dir=output.absolute().parent))
-    try:
-        yield folder
-        (folder / "features.npz").chmod(0o600)
-        (folder / "features.npz").replace(output)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _source_of(path: Path) -> str | None:

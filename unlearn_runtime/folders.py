@@ -7,13 +7,14 @@ answered; the next run with the same target removes what they left, known by the
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import re
+import secrets
 import shutil
 import signal
 import stat
-import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -77,53 +78,103 @@ def _leave(number: int, frame: FrameType | None) -> None:
 
 @contextmanager
 def new_folder(target: Path) -> Iterator[Path]:
-    """A working folder beside ``target`` that becomes ``target`` in one rename when the block ends well.
+    """A working folder beside ``target`` that becomes ``target`` in one rename when the block ends well, safe on disk
+    by then.
 
     On any error, Ctrl-C and SIGTERM included, the working folder is removed and ``target`` stays as it was. Working
     folders that killed runs with the same target left behind are removed first.
     """
     check_free(target)
-    remove_stale(target)
-    with terminable():
-        working, lock = _working_folder(target)
-        try:
-            yield working
-            for path in [p for p in working.rglob("*") if p.is_file()] + [working]:
+    with working_folder(target) as working:
+        yield working
+        # Folders after what is in them, the working folder last.
+        for path in [*sorted(working.rglob("*"), reverse=True), working]:
+            if not path.is_symlink() and (path.is_file() or path.is_dir()):
                 _flush(path)
-            working.chmod(0o755)
+        working.chmod(0o755)
+        try:
             working.rename(target)
-            _flush(target.absolute().parent)
-        except BaseException:
-            shutil.rmtree(working, ignore_errors=True)
-            raise
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
+                raise
+            raise InvalidInput(
+                f"output {target} was written by another process meanwhile; choose a new name."
+            ) from None
+        _flush(target.absolute().parent)
+
+
+@contextmanager
+def working_folder(target: Path) -> Iterator[Path]:
+    """A hidden folder beside ``target``, locked, readable by the owner only, and gone when the block has ended."""
+    remove_stale(target)
+    # Known before it is made, so that a signal at any moment finds it.
+    path, lock = _hidden(target), -1
+    with terminable():
+        try:
+            while lock < 0:
+                path = _hidden(target)
+                with suppress(FileExistsError):
+                    path.mkdir(mode=0o700)
+                    # Between its creation and its lock another process may take the folder for a stale one.
+                    with suppress(FileNotFoundError):
+                        lock = _locked(os.open(path, os.O_RDONLY | os.O_DIRECTORY), path)
+            yield path
+        except OSError as error:
+            raise _named(error, target) from None
         finally:
-            os.close(lock)
+            # First, because removing takes descriptors too and there may be no other.
+            if lock >= 0:
+                os.close(lock)
+            shutil.rmtree(path, ignore_errors=True)
 
 
 @contextmanager
 def replacement(path: Path, *, mode: int = 0o600, new: bool = False) -> Iterator[BinaryIO]:
     """A stream whose content becomes ``path`` in one rename when the block ends well, safe on disk by then.
 
-    When anything fails, the old content stays. The new file has the permissions ``mode``; until then only the owner
-    can read it. With ``new`` a file that is there by then is left alone, and FileExistsError raised.
+    When anything fails, SIGTERM included, the old content stays. The new file has the permissions ``mode``; until then
+    only the owner can read it. With ``new`` a file that is there by then is left alone, and FileExistsError raised.
     """
-    name, stream = _working_file(path)
-    with stream:
+    name, lock = _hidden(path), -1
+    with terminable():
         try:
-            yield stream
-            stream.flush()
-            os.fchmod(stream.fileno(), mode)
-            os.fsync(stream.fileno())
-            if new:
-                # A link fails where the name is taken, a rename would replace it.
-                os.link(name, path)
-                name.unlink()
-            else:
-                name.replace(path)
-            _flush(path.absolute().parent)
-        except BaseException:
-            name.unlink(missing_ok=True)
-            raise
+            while lock < 0:
+                name = _hidden(path)
+                with suppress(FileExistsError):
+                    lock = _locked(os.open(name, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600), name)
+            with os.fdopen(lock, "wb") as stream:
+                yield stream
+                stream.flush()
+                os.fchmod(stream.fileno(), mode)
+                os.fsync(stream.fileno())
+                if new:
+                    # A link fails where the name is taken, a rename would replace it.
+                    os.link(name, path)
+                else:
+                    name.replace(path)
+                _flush(path.absolute().parent)
+        except OSError as error:
+            raise _named(error, path) from None
+        finally:
+            # Nothing is there any more where all went well; on a broken disk nothing can be done.
+            with suppress(OSError):
+                name.unlink(missing_ok=True)
+
+
+def move(source: Path, target: Path) -> None:
+    """Rename a finished file to ``target``, which it replaces, safe on disk before and after."""
+    _flush(source)
+    source.replace(target)
+    _flush(target.absolute().parent)
+
+
+def reserve(path: Path) -> None:
+    """Take the room of a file of holes on the disk: raises OSError on a full one, where writing to a mapped file would
+    end the process.
+    """
+    with path.open("r+b") as stream:
+        if hasattr(os, "posix_fallocate") and (size := os.fstat(stream.fileno()).st_size):
+            os.posix_fallocate(stream.fileno(), 0, size)
 
 
 def write_file(path: Path, content: str | bytes) -> None:
@@ -164,31 +215,27 @@ def _remove_unlocked(path: Path) -> None:
         os.close(descriptor)
 
 
-def _working_folder(target: Path) -> tuple[Path, int]:
-    while True:
-        path = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".partial", dir=target.absolute().parent))
-        # Between its creation and its lock another process may take the folder for a stale one.
-        with suppress(FileNotFoundError):
-            descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-            if _lock(descriptor, path):
-                return path, descriptor
-            os.close(descriptor)
+def _hidden(target: Path) -> Path:
+    """A name beside ``target`` for what is being written, another one every time."""
+    return target.absolute().parent / f".{target.name}.{secrets.token_hex(4)}.partial"
 
 
-def _working_file(target: Path) -> tuple[Path, BinaryIO]:
-    while True:
-        descriptor, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".partial", dir=target.absolute().parent)
-        if _lock(descriptor, Path(name)):
-            return Path(name), os.fdopen(descriptor, "wb")
-        os.close(descriptor)
-
-
-def _lock(descriptor: int, path: Path) -> bool:
-    """Lock an open file or folder for the life of its descriptor; False where ``path`` was removed meanwhile."""
+def _locked(descriptor: int, path: Path) -> int:
+    """The descriptor of an open file or folder, locked for its life; -1, closed, where ``path`` was removed meanwhile."""
     # Where locks do not work, nobody can remove it either: removing needs the lock.
     with suppress(OSError):
         fcntl.flock(descriptor, fcntl.LOCK_EX)
-    return path.exists()
+    if path.exists():
+        return descriptor
+    os.close(descriptor)
+    return -1
+
+
+def _named(error: OSError, target: Path) -> OSError:
+    """The error, about ``target`` where it names no file, as that of a write to a full disk."""
+    if error.filename is None:
+        error.filename = str(target)
+    return error
 
 
 def _flush(path: Path) -> None:

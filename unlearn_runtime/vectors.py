@@ -20,6 +20,7 @@ import torch
 
 from rdp_calc.errors import DataError, InvalidInput
 from rdp_calc.training import STORES
+from unlearn_runtime.folders import reserve
 
 Array = npt.NDArray[Any]
 
@@ -89,6 +90,8 @@ class VectorWriter:
             np.lib.format.open_memmap(file, mode="w+", dtype=kind, shape=shape)
             for file, kind, shape in zip((files.vectors, files.scales, files.digests), kinds, shapes, strict=True)
         )
+        for file in (files.vectors, files.scales, files.digests):
+            reserve(file)
         self._written = np.zeros(self.count, dtype=bool)
 
     def write(self, ids: Sequence[int] | Array, vectors: torch.Tensor) -> None:
