@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from safetensors.torch import save_file
 
 import rdp_calc
 from rdp_calc.certificate import OS_ENTROPY, certificate_document, run_checks
@@ -36,6 +35,7 @@ from unlearn_runtime.job import Job, State
 from unlearn_runtime.keys import SigningKey
 from unlearn_runtime.learned import LEARNING_SCHEMA, RECORD, RECORD_DIGESTS, STATE
 from unlearn_runtime.noise import SEEDED, GaussianSource
+from unlearn_runtime.tensor_files import save_file
 
 AUDIT_SCHEMA = "rdp-calc/audit-record/1"
 
