@@ -40,7 +40,10 @@ def _steps(plan: Plan, executed: dict[str, Any]) -> list[str]:
 def _noise(plan: Plan, executed: dict[str, Any]) -> str:
     name, std = plan.method.NAME, floor(executed["noise_std"], 6)
     if name == "dp-sgd":
-        return f"Noise with {std} times the length to which records are clipped was added in every step."
+        return (
+            f"Noise with a standard deviation of {std} times the length to which the pull of a record is clipped was"
+            " added in every step."
+        )
     covered = plan.training is not None and plan.training.trainable is not None
     where = f"every {'covered ' if covered else ''}number of the model"
     if name not in _EVERY_STEP:

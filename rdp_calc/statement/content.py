@@ -329,4 +329,8 @@ class _Writer:
             found[0] = "Only this one model is released, and it was not picked from several runs."
         if self.plan.method.NEEDS_PREPARATION and not self.plan.method.REMOVES_NOTHING:
             found.append("The private state of the run stays secret.")
+        if self.plan.training is not None and self.plan.training.trainable is not None:
+            found.append("The frozen parts of the model never saw the removed records.")
+        if getattr(self.plan.method, "center", None) is not None:
+            found.append("The weights around which norms are taken are public: made without the removed records.")
         return found

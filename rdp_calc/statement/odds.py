@@ -37,8 +37,12 @@ def odds_of(*, epsilon: float, delta: float, mu: float | None) -> Odds:
         # Phi(x) = erfc(-x / sqrt 2) / 2
         tail = enclose(lambda: ((ball(QUANTILE_99) - ball(mu)) / ball(2).sqrt()).erfc() / 2)
         power = min(power, round_up(tail))
-    accuracy = round_up(enclose(lambda: (1 + ball(advantage)) / 2))
-    return Odds(advantage=advantage, accuracy=min(accuracy, 1.0), power=min(power, 1.0))
+    return Odds(advantage=advantage, accuracy=accuracy_of(advantage), power=min(power, 1.0))
+
+
+def accuracy_of(advantage: float) -> float:
+    """The share of right answers at an advantage where both cases are equally likely, (1 + advantage)/2, rounded up."""
+    return min(round_up(enclose(lambda: (1 + ball(advantage)) / 2)), 1.0)
 
 
 def _power(epsilon: float, delta: float) -> float:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from rdp_calc.plan import Plan
+from rdp_calc.profiles import gaussian
 from rdp_calc.statement.document import verbatim
 from rdp_calc.statement.methods import Words
-from rdp_calc.statement.odds import odds_of, percent
+from rdp_calc.statement.odds import accuracy_of, percent
 from rdp_calc.training import EXTERNAL, runs_network
 
 #: Characters of name patterns that are quoted.
@@ -41,8 +42,6 @@ def _of_the_model(plan: Plan) -> list[str]:
             f"Frozen parts of the model: the guarantee covers the parameters that match {patterns}. The others were"
             " published as they were, and must never have seen the removed records."
         )
-    if getattr(plan.method, "center", None) is not None:
-        found.append("That the public weights named above were made without the removed records.")
     if network and (training is None or training.model == EXTERNAL):
         found.append("Which program code the model is: the plan says only that it is the operator's own.")
     return found
@@ -59,8 +58,8 @@ def _together(plan: Plan, words: Words, request: int | None) -> str:
             "Records of later requests. Later releases of this sequence take nothing away from the guarantee for the"
             " records removed by now; a second run from the same state does."
         )
-    accuracy = percent(odds_of(epsilon=1e300, delta=0.0, mu=joint).accuracy)
+    accuracy = percent(accuracy_of(gaussian.advantage(mu=joint)))
     return (
-        "Records of later requests, and several releases seen together. Somebody who sees every release of this"
-        f" sequence is right at most {accuracy} of the time instead of the share above."
+        "Records of later requests, and several releases seen together. Somebody who sees this and every later release"
+        f" of the sequence is right at most {accuracy} of the time, and not the share above."
     )
