@@ -25,7 +25,7 @@ from rdp_calc.errors import DataError, GuardFailed, InvalidInput
 from rdp_calc.training import check_model
 from unlearn_runtime.data import Dataset, load, preprocess, select_classes
 from unlearn_runtime.data.prepare import LARGEST_FEATURE_NORM
-from unlearn_runtime.folders import move, reserve, working_folder
+from unlearn_runtime.folders import move, remove_stale, reserve, working_folder
 from unlearn_runtime.models import build, input_shape_for, load_module, read_weights
 from unlearn_runtime.network import check_tensors, set_mode, some_names
 from unlearn_runtime.stepper import Progress
@@ -202,6 +202,8 @@ def _check_output(output: Path) -> None:
     parent = output.absolute().parent
     if not parent.is_dir():
         raise InvalidInput(f"the folder {parent} does not exist; create it first.")
+    # Here too where the file is kept.
+    remove_stale(output)
     if output.exists() and _source_of(output) is None:
         raise InvalidInput(f"{output} exists and is not a file of features; choose a new name.")
 

@@ -221,7 +221,8 @@ def _hidden(target: Path) -> Path:
 
 
 def _locked(descriptor: int, path: Path) -> int:
-    """The descriptor of an open file or folder, locked for its life; -1, closed, where ``path`` was removed meanwhile."""
+    """The descriptor of an open file or folder, locked for its life; closed and -1 where ``path`` was removed meanwhile.
+    """
     # Where locks do not work, nobody can remove it either: removing needs the lock.
     with suppress(OSError):
         fcntl.flock(descriptor, fcntl.LOCK_EX)

@@ -16,11 +16,14 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from harness import syscalls
+from harness import ledgers, syscalls
 from harness.client import Server
 from harness.faults import DRAWS
 from harness.laboratory import Laboratory, Result
 from harness.verbs import VERBS
+
+#: Faults of commands that take long.
+_FOR_SLOW = ("kill", "term", "interrupt", "disk fills", "error once", "stdout full")
 
 
 def main() -> int:
@@ -35,14 +38,16 @@ def main() -> int:
     if reason := syscalls.why_not():
         print(f"skipped: {reason}")
         return 0
-    verbs = [verb for verb in VERBS if chosen.verbs is None or chosen.verbs in verb.name]
+    verbs = [verb for verb in (*VERBS, *ledgers.VERBS) if chosen.verbs is None or chosen.verbs in verb.name]
     kinds = list(DRAWS) if chosen.faults is None else chosen.faults.split(",")
     share = -(-chosen.kills // max(1, len([verb for verb in verbs if not verb.slow])))
     cases = []
     for verb in verbs:
         for kind in kinds:
             count = share if kind == "kill" else chosen.others
-            cases += [(verb, kind, number) for number in range(-(-count // 10) if verb.slow else count)]
+            if verb.slow:
+                count = -(-count // 10) if kind in _FOR_SLOW else 0
+            cases += [(verb, kind, number) for number in range(count)]
     random.Random(chosen.seed).shuffle(cases)
     begun = time.monotonic()
 

@@ -6,11 +6,14 @@ import errno
 import hashlib
 import os
 import re
+import signal
 import stat
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 from harness.client import Outcome
+from harness.faults import Fault
 
 #: What is being written goes by such a name; the next run of the same target removes what a kill left of it.
 PARTIAL = re.compile(r"\.(?P<target>.+)\.[a-z0-9_]{8}\.partial")
@@ -48,23 +51,42 @@ def partials(folder: Path) -> list[str]:
     return [name for name in os.listdir(folder) if PARTIAL.fullmatch(name)]
 
 
-def one_line(outcome: Outcome, *, signal: int | None) -> None:
-    """Exit code of the contract; where it is not 0, one line that says why, and never a traceback."""
+def one_line(outcome: Outcome, *, signals: Collection[int] = (), silent: bool = False) -> None:
+    """Exit code of the contract; where it is not 0, one line that says why, and never a traceback. ``signals`` may end
+    the process; ``silent``: it need not say anything.
+    """
     assert not outcome.hung, "hangs"
     assert not outcome.outside, f"writes outside its folder: {outcome.outside}"
     if outcome.signal is not None:
-        assert outcome.signal == signal, f"ended by signal {outcome.signal}"
+        assert outcome.signal in signals, f"ended by signal {outcome.signal}"
         assert "Traceback" not in outcome.err, outcome.err
         return
     assert outcome.code in CODES, f"exit code {outcome.code}: {outcome.err}"
     assert "Traceback" not in outcome.err, outcome.err
     assert "Exception ignored" not in outcome.err, outcome.err
     said = [line for line in outcome.err.splitlines() if line.startswith("error: ")]
-    asked = outcome.code in (129, 130, 143)
+    asked = silent or outcome.code in (129, 130, 143)
     if outcome.code == 0:
         assert not said, f"exit code 0 and {said}"
     elif not asked:
         assert len(said) == 1, f"exit code {outcome.code} with {len(said)} lines of error: {outcome.err!r}"
+
+
+def signals(fault: Fault) -> tuple[int, ...]:
+    """Signals that may end a process under a fault."""
+    if fault.kind == "memory":
+        return (signal.SIGABRT, signal.SIGSEGV, signal.SIGBUS)
+    return () if fault.signal is None else (fault.signal,)
+
+
+def untouched(found: Listing, before: Listing, own: tuple[str, ...]) -> None:
+    """Nothing but these names changed, came or went."""
+    there, was = without(found, own), without(before, own)
+    assert there == was, f"touched or left: {sorted(set(there.items()) ^ set(was.items()))[:4]}"
+
+
+def below(found: Listing, target: str) -> Listing:
+    return {name: value for name, value in found.items() if name == target or name.startswith(target + "/")}
 
 
 def durable(trace: list[tuple[str, list[str]]]) -> None:

@@ -27,8 +27,8 @@ def live(request: dict[str, Any], folder: str, channel: socket.socket, out: int,
     code = 70
     try:
         _streams(request, out, err)
-        os.environ.update(COLUMNS="200", TMPDIR=folder)
-        tempfile.tempdir = None
+        os.environ.update(COLUMNS="200", TMPDIR=request["temporary"])
+        tempfile.tempdir = request["temporary"]
         for number in (signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, signal.SIG_DFL)
         signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -44,7 +44,7 @@ def live(request: dict[str, Any], folder: str, channel: socket.socket, out: int,
         code = _command(request["arguments"])
         if place != folder:
             resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY,) * 2)
-            shutil.copytree(place, folder, dirs_exist_ok=True, symlinks=True)
+            _copy_out(place, folder)
     except _Skip as reason:
         channel.send(f"skip {reason}".encode())
         code = 0
@@ -52,6 +52,17 @@ def live(request: dict[str, Any], folder: str, channel: socket.socket, out: int,
         os.write(2, traceback.format_exc().encode())
     finally:
         os._exit(code)
+
+
+def _copy_out(place: str, folder: str) -> None:
+    """Bring what is on the other disk to where it can be looked at."""
+    for name in os.listdir(folder):
+        path = os.path.join(folder, name)
+        if os.path.isdir(path):
+            shutil.rmtree(path)
+        else:
+            os.unlink(path)
+    shutil.copytree(place, folder, dirs_exist_ok=True, symlinks=True)
 
 
 class _Skip(Exception):

@@ -14,7 +14,7 @@ from typing import Any
 class Fault:
     """``spec`` strikes inside the command (``server.py``); ``request`` says with what streams it runs.
 
-    ``kills``: nothing can be cleaned up. ``stuck``: the disk refuses everything from then on, cleaning up included.
+    ``kills``: nothing can be cleaned up. ``stuck``: cleaning up fails too.
     """
 
     kind: str
@@ -53,10 +53,10 @@ def _refusal(kind: str, number: int, *, stays: bool, room: bool = False) -> Draw
     return draw
 
 
-def _limit(kind: str, low: int, high: int) -> Draw:
+def _limit(kind: str, low: int, high: int, *, stuck: bool = False) -> Draw:
     def draw(draws: random.Random, events: int, seconds: float) -> Fault:
         room = int(low * (high / low) ** draws.random())
-        return Fault(kind, {"kind": kind, "room": room}, {"watched": False})
+        return Fault(kind, {"kind": kind, "room": room}, {"watched": False}, stuck=stuck)
 
     return draw
 
@@ -83,8 +83,9 @@ DRAWS: dict[str, Draw] = {
     "full disk": _limit("full disk", 4096, 64 * 1024),
     "read-only": lambda draws, events, seconds: Fault("read-only", {"kind": "read-only"}, {"watched": False}),
     "file size": _limit("file size", 1, 8192),
-    "files": _limit("files", 1, 12),
-    "memory": _limit("memory", 2**16, 2**28),
+    "files": _limit("files", 1, 12, stuck=True),
+    # Libraries in other languages may end the process where there is none.
+    "memory": _limit("memory", 2**22, 2**28, stuck=True),
     "clock": _clock,
     "reader gone": _streams("reader gone", reader="gone"),
     "stdout full": _streams("stdout full", reader="full"),

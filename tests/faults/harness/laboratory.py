@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import shutil
 from collections.abc import Iterator
@@ -9,9 +10,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from harness import checks, verbs
+from harness import checks, ledgers, verbs
 from harness.client import Outcome, Server
 from harness.faults import DRAWS, Fault
+from harness.ledgers import Ledgers, LedgerVerb
 from harness.verbs import Verb
 
 
@@ -47,7 +49,9 @@ class Laboratory:
         self.template = self.root / "template"
         self.template.mkdir()
         verbs.write_data(self.template)
-        for arguments in verbs.PREPARED:
+        ledgers.write_batch(self.template)
+        self.ledgers = Ledgers(self.server)
+        for arguments in (*verbs.PREPARED, *ledgers.PREPARED):
             done = self.server.run(self.template, arguments)
             assert done.code == 0, f"{arguments}: {done.err}"
 
@@ -60,23 +64,38 @@ class Laboratory:
         yield outer / "work"
         shutil.rmtree(outer)
 
-    def undisturbed(self, verb: Verb) -> Undisturbed:
+    def undisturbed(self, verb: Verb | LedgerVerb) -> Undisturbed:
+        if isinstance(verb, LedgerVerb):
+            return self._undisturbed_ledger(verb)
         if verb.name not in self._undisturbed:
             with self.fresh() as folder:
                 before = checks.listing(folder)
                 outcome = self.server.run(folder, verb.arguments, trace=True)
                 assert outcome.code == 0, f"{verb.name}: {outcome.err}"
-                checks.one_line(outcome, signal=None)
+                checks.one_line(outcome)
+                checks.durable(outcome.trace)
                 _finished(verb, folder, before)
                 self._undisturbed[verb.name] = Undisturbed(outcome, checks.listing(folder))
         return self._undisturbed[verb.name]
 
-    def draw(self, verb: Verb, kind: str, draws: random.Random) -> Fault:
+    def _undisturbed_ledger(self, verb: LedgerVerb) -> Undisturbed:
+        if verb.name not in self._undisturbed:
+            with self.fresh() as folder:
+                before = ledgers.before(self.ledgers, folder, verb.ledger)
+                outcome = self.server.run(folder, verb.arguments, trace=True)
+                assert outcome.code == 0, f"{verb.name}: {outcome.err}"
+                assert self.ledgers.after(verb, Fault("none"), folder, before, outcome, silent=False)
+                self._undisturbed[verb.name] = Undisturbed(outcome, checks.listing(folder))
+        return self._undisturbed[verb.name]
+
+    def draw(self, verb: Verb | LedgerVerb, kind: str, draws: random.Random) -> Fault:
         outcome = self.undisturbed(verb).outcome
         return DRAWS[kind](draws, outcome.events, outcome.seconds)
 
-    def case(self, verb: Verb, fault: Fault) -> Result:
+    def case(self, verb: Verb | LedgerVerb, fault: Fault) -> Result:
         """Run the command under the fault, check, repeat it without, check again."""
+        if isinstance(verb, LedgerVerb):
+            return self._ledger_case(verb, fault)
         expected = self.undisturbed(verb).found
         with self.fresh() as folder:
             before = checks.listing(folder)
@@ -90,13 +109,27 @@ class Laboratory:
                 return Result(verb.name, fault, _ending(outcome), str(error) or "assertion", outcome)
             return Result(verb.name, fault, _ending(outcome), None, outcome)
 
+    def _ledger_case(self, verb: LedgerVerb, fault: Fault) -> Result:
+        with self.fresh() as folder:
+            before = ledgers.before(self.ledgers, folder, verb.ledger)
+            outcome = self.server.run(folder, verb.arguments, fault.spec, **fault.request)
+            if outcome.skipped is not None:
+                return Result(verb.name, fault, "skipped", None, outcome)
+            try:
+                silent = fault.kind == "reader gone"
+                done = self.ledgers.after(verb, fault, folder, before, outcome, silent=silent)
+                self.ledgers.repeat(verb, folder, before, done=done)
+            except AssertionError as error:
+                return Result(verb.name, fault, _ending(outcome), str(error) or "assertion", outcome)
+            return Result(verb.name, fault, _ending(outcome), None, outcome)
+
     def _repeat(
         self, verb: Verb, folder: Path, before: checks.Listing, expected: checks.Listing, *, whole: bool
     ) -> None:
         again = self.server.run(folder, verb.arguments)
         done = whole and verb.once
         assert again.code == (2 if done else 0), f"repeated: exit code {again.code}: {again.err}"
-        checks.one_line(again, signal=None)
+        checks.one_line(again)
         _finished(verb, folder, before)
         if verb.repeatable:
             verbs.same(verb, checks.listing(folder), expected)
@@ -115,17 +148,19 @@ def _after(
         assert not outcome.hung, "hangs"
         assert not outcome.outside, f"writes outside its folder: {outcome.outside}"
     else:
-        checks.one_line(outcome, signal=fault.signal)
+        checks.one_line(outcome, signals=checks.signals(fault), silent=fault.kind == "reader gone")
     found = checks.listing(folder)
     fresh = 0
     for target, check in verb.targets.items():
-        if _below(found, target) == _below(before, target):
+        if checks.below(found, target) == checks.below(before, target):
             continue
         try:
             check(folder / target)
         except (AssertionError, OSError, ValueError, KeyError) as error:
             raise AssertionError(f"{target} is not whole: {error}") from None
         fresh += 1
+    temporary = folder.with_name("temporary")
+    assert fault.kills or fault.stuck or not os.listdir(temporary), f"left in {temporary}: {os.listdir(temporary)}"
     whole = fresh == len(verb.targets)
     if whole and verb.repeatable:
         verbs.same(verb, found, expected)
@@ -134,7 +169,7 @@ def _after(
         assert whole or unchanged, "exit code 0, and the result is not there"
     hidden = checks.partials(folder)
     own = (*verb.targets, *verb.beside, *verb.passing)
-    _untouched(found, before, (*own, *hidden))
+    checks.untouched(found, before, (*own, *hidden))
     for name in hidden:
         match = checks.PARTIAL.fullmatch(name)
         assert match is not None
@@ -152,16 +187,7 @@ def _finished(verb: Verb, folder: Path, before: checks.Listing) -> None:
     """All targets whole, nothing else touched, nothing left of work in progress."""
     for target, check in verb.targets.items():
         check(folder / target)
-    _untouched(checks.listing(folder), before, (*verb.targets, *verb.beside))
-
-
-def _untouched(found: checks.Listing, before: checks.Listing, own: tuple[str, ...]) -> None:
-    there, was = checks.without(found, own), checks.without(before, own)
-    assert there == was, f"touched or left: {sorted(set(there.items()) ^ set(was.items()))[:4]}"
-
-
-def _below(found: checks.Listing, target: str) -> checks.Listing:
-    return {name: value for name, value in found.items() if name == target or name.startswith(target + "/")}
+    checks.untouched(checks.listing(folder), before, (*verb.targets, *verb.beside))
 
 
 def _ending(outcome: Outcome) -> str:
