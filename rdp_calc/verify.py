@@ -137,7 +137,7 @@ def _signer(report: Report, signer: str) -> Check:
     if report.signed_by is None:
         return Check("signer", False, f"no valid signature, expected one by {signer}")
     same = report.signed_by == signer
-    return Check("signer", same, f"signed by {report.signed_by}" + ("" if same else f", expected {signer}"))
+    return Check("signer", same, "as given" if same else f"signed by {report.signed_by}, expected {signer}")
 
 
 def _verify_plan(document: dict[str, Any]) -> Report:
