@@ -98,7 +98,7 @@ def sign(
     if signed == document:
         print(f"{certificate} is signed by this key already; nothing was written.", file=sys.stderr)
     else:
-        with replacement(certificate, mode=stat.S_IMODE(certificate.stat().st_mode)) as stream:
+        with replacement(certificate.resolve(), mode=stat.S_IMODE(certificate.stat().st_mode)) as stream:
             stream.write(pretty(signed).encode())
     _show(public_document(public_key), str(certificate), as_json=as_json, quiet=quiet)
     if not (as_json or quiet):
