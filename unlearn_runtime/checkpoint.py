@@ -23,7 +23,8 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
-from rdp_calc.errors import DataError, InvalidInput
+from rdp_calc.documents import read_document
+from rdp_calc.errors import DataError, InvalidInput, RdpCalcError
 from unlearn_runtime.folders import check_parent, remove_stale, replacement
 
 SCHEMA = "rdp-calc/checkpoint/1"
@@ -68,7 +69,8 @@ class Checkpoint:
     ``binding`` names everything that decides the run's numbers: plan digest, keyed fingerprints of data and forget set,
     device, dtype, chains, kind of random source, start model. It is a JSON document, or a function that makes one from
     ``key``: 32 random bytes, drawn for a new checkpoint and read back from an existing one, for keyed fingerprints.
-    ``every_seconds`` is the time between two saves, longer where saving takes long.
+    ``every_seconds`` is the time between two saves, longer where saving takes long. ``check_run``: False to look at a
+    file of whatever run.
 
     Raises DataError where the file is no checkpoint, is damaged, or belongs to another run; InvalidInput where it could
     not be written.
@@ -79,6 +81,8 @@ class Checkpoint:
         path: Path,
         binding: Mapping[str, Any] | Callable[[bytes], Mapping[str, Any]],
         every_seconds: float = 60.0,
+        *,
+        check_run: bool = True,
     ) -> None:
         if not 0 <= every_seconds < math.inf:
             raise InvalidInput(f"the seconds between checkpoints must be a number >= 0, got {every_seconds!r}.")
@@ -104,11 +108,16 @@ class Checkpoint:
             self.key = secrets.token_bytes(32)
         # Through JSON, so that what is compared is what a file can hold.
         self.binding = json.loads(json.dumps(dict(binding(self.key) if callable(binding) else binding)))
-        if self.resumed:
+        if self.resumed and check_run:
             self._check_binding(document.get("binding"))
         self._last = -math.inf
         self._pause = 0.0
         self._due = time.perf_counter() + every_seconds
+
+    @property
+    def identity(self) -> str:
+        """What the private records of the run that this file belongs to call it."""
+        return hashlib.sha256(b"rdp-calc/checkpoint" + self.key).hexdigest()
 
     @property
     def due(self) -> float:
@@ -173,6 +182,22 @@ class Checkpoint:
                     f"checkpoint {self.path} belongs to another run: {name} differs. The noise of a checkpoint must"
                     " not meet different data; delete the file to start afresh with fresh noise."
                 )
+
+
+def remove_finished(path: Path, output: Path) -> None:
+    """Delete the checkpoint ``path`` where its run has written ``output`` and was killed before it could delete it.
+
+    Any other file is left alone, and so is one that cannot be read.
+    """
+    for name in ("private/audit.json", "private/learning.json"):
+        try:
+            if not path.is_file() or not (output / name).is_file():
+                continue
+            found = Checkpoint(path, lambda key: {}, check_run=False)
+            if read_document(output / name).get("checkpoint") == found.identity:
+                found.remove()
+        except RdpCalcError:
+            continue
 
 
 def _entries(document: dict[str, Any]) -> list[tuple[int, dict[str, Any]]]:

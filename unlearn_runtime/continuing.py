@@ -78,6 +78,9 @@ def check_same_plan(record: dict[str, Any], plan: Plan, document: dict[str, Any]
 def check_goes_on(record: dict[str, Any], plan: Plan, document: dict[str, Any], folder: Path) -> None:
     """Raise DataError unless ``plan`` describes all that the record says was carried out, and one request more."""
     path = folder / "private" / "learning.json"
+    if getattr(plan.method, "rewind", False):
+        # The iterate it goes back to was kept for the steps of one plan.
+        check_same_plan(record, plan, document, folder)
     if documents.field(record, "learning_digest", "text", optional=True) is None:
         # Written before plans could be continued: what is known of it is its plan alone.
         check_same_plan(record, plan, document, folder)

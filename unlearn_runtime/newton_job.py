@@ -7,6 +7,7 @@ noise. The jackknife of a small linear model also keeps "factor" (p, p), the Cho
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -132,6 +133,12 @@ class NewtonGlmJob(GlmJob):
             lower, error = tensors["factor"], tensors.get("factor_error")
             if error is None or error.shape != (1,) or lower.shape != (self.size, self.size):
                 raise DataError("the learned state has a factor that does not fit the model of the plan.")
+            if (
+                {lower.dtype, error.dtype} != {torch.float64}
+                or not _is_factor(lower)
+                or not 0 <= float(error) < math.inf
+            ):
+                raise DataError("the learned state has a factor that is none of a Hessian; learn again.")
             found["factor"], found["factor_error"] = (t.to(found["weights"].device) for t in (lower, error))
         if "released" in tensors:
             found["released"] = self._chains(tensors["released"])
@@ -239,3 +246,9 @@ class NewtonGlmJob(GlmJob):
     def _release(self, state: State) -> State:
         state["released"] = published(state["weights"], noise_std=self.plan.noise_std, source=self.source)
         return state
+
+
+def _is_factor(lower: torch.Tensor) -> bool:
+    """Whether it may be a Cholesky factor: finite, lower triangular, with a positive diagonal."""
+    finite = bool(torch.isfinite(lower).all())
+    return finite and not bool(lower.triu(1).any()) and bool((lower.diagonal() > 0).all())

@@ -56,6 +56,7 @@ class Release:
     data: str
     output: Path
     key: SigningKey | None = None
+    checkpoint: str | None = None
 
     def learned(self, state: State, metrics: dict[str, Any]) -> None:
         """The model before any request, its state for later ones, and the private learning record."""
@@ -219,6 +220,7 @@ class Release:
             "device": str(self.admitted.device),
             **self.job.audit(),
             "normals_drawn": self.source.normals,
+            "checkpoint": self.checkpoint,
             "threads": torch.get_num_threads(),
             "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
             "process": os.getpid(),

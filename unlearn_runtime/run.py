@@ -28,7 +28,7 @@ from unlearn_runtime.bindings import (
     module_fingerprint,
     state_fingerprint,
 )
-from unlearn_runtime.checkpoint import Checkpoint
+from unlearn_runtime.checkpoint import Checkpoint, remove_finished
 from unlearn_runtime.distributed import World
 from unlearn_runtime.execution import Execution, check_tails
 from unlearn_runtime.glm_job import GlmJob
@@ -77,6 +77,8 @@ def run_plan(
     execution = execution or Execution()
     if key is not None and phase == "learn":
         raise InvalidInput("a key signs the certificate of a release; --phase learn writes none.")
+    if execution.checkpoint is not None:
+        remove_finished(execution.checkpoint, output)
     admitted = admit(
         document,
         data=data,
@@ -109,7 +111,14 @@ def run_plan(
         earlier = 0.0 if admitted.start is None else admitted.start.missing_mass
         check_tails(admitted.plan, source, job.size, earlier=earlier)
         release = Release(
-            admitted=admitted, job=job, execution=execution, source=source, data=data, output=output, key=key
+            admitted=admitted,
+            job=job,
+            execution=execution,
+            source=source,
+            data=data,
+            output=output,
+            key=key,
+            checkpoint=stepper.checkpoint,
         )
         return _carry_out(phase, release, stepper, world)
 

@@ -73,6 +73,11 @@ class Stepper:
             checkpoint.start = source.state()
 
     @property
+    def checkpoint(self) -> str | None:
+        """The name of the checkpoint in private records, None without one."""
+        return None if self._checkpoint is None else self._checkpoint.identity
+
+    @property
     def steps_per_second(self) -> float | None:
         """Over all finished loops; None before the first."""
         seconds = sum(elapsed for _, elapsed in self.timings)

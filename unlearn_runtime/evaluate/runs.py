@@ -98,10 +98,10 @@ class RunFolder:
                 raise
             raise DataError(f"the data of {self.path} cannot be read; name them with --data: {error}") from None
         expected = self.fingerprints.get("data")
-        if self.key is not None and expected is not None:
-            # What was removed before the run may have been deleted from the file since; what it forgot may not.
-            if data_fingerprint(self.key, dataset, without=self.left_out) != expected:
-                raise DataError(f"{chosen} holds other data than {self.path} was made with.")
+        # What was removed before the run may have been deleted from the file since; what it forgot may not.
+        known = None if self.key is None else data_fingerprint(self.key, dataset, without=self.left_out)
+        if None not in (known, expected) and known != expected:
+            raise DataError(f"{chosen} holds other data than {self.path} was made with.")
         size = len(dataset.y_train)
         largest = max((int(part.max()) for part in (self.forgotten, self.gone) if len(part)), default=-1)
         if largest >= size:
