@@ -1,6 +1,8 @@
 # make demo   install and run the whole job on embedded data
 # make test   install and run the tests
 # make check  what CI runs: ruff, mypy, tests
+# make oldest the tests with the oldest versions that pyproject.toml allows, in an environment of their own
+# make dist   wheel and source archive, the same bytes wherever they are built, and their SHA-256
 # CONSTRAINTS= (empty) installs without the pins, for instance to keep a torch you already chose.
 PYTHON ?= python3
 VENV ?= .venv
@@ -11,7 +13,10 @@ PYTEST = OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n 2 --dist loadfile
 
 PIP = $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check $(if $(CONSTRAINTS),-c $(CONSTRAINTS))
 
-.PHONY: demo test slow check lint types bench comparison clean
+# Every date in a built archive. A fixed one, which is also what hatchling takes by itself, so that pip builds the same.
+EPOCH = 1580601600
+
+.PHONY: demo test slow check lint types oldest dist licences bench comparison clean
 
 demo: $(VENV)/.runtime
 	$(VENV)/bin/rdp-calc demo
@@ -30,6 +35,19 @@ types: $(VENV)/.dev
 	$(VENV)/bin/mypy
 
 check: lint types test
+
+# Types and style are checked with the newest versions only: older packages describe fewer of their types.
+oldest:
+	$(MAKE) test CONSTRAINTS=constraints-oldest.txt VENV=$(VENV)-oldest
+
+dist: $(VENV)/.dev
+	rm -rf dist
+	SOURCE_DATE_EPOCH=$(EPOCH) $(VENV)/bin/python -m hatchling build -d dist
+	@$(VENV)/bin/python -c 'import hashlib, pathlib; [print(hashlib.sha256(p.read_bytes()).hexdigest(), p) for p in sorted(pathlib.Path("dist").iterdir())]'
+
+# the table of docs/licences.md
+licences: $(VENV)/.dev
+	$(VENV)/bin/python docs/licences.py > docs/licences.md
 
 bench: $(VENV)/.dev
 	$(VENV)/bin/python benchmarks/startup.py
@@ -60,4 +78,4 @@ $(VENV)/.dev: $(VENV)/bin/python pyproject.toml $(CONSTRAINTS)
 	@touch $@ $(VENV)/.runtime
 
 clean:
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist
+	rm -rf $(VENV) $(VENV)-oldest .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist
