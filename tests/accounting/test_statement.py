@@ -24,7 +24,7 @@ from rdp_calc.plan import Plan
 from rdp_calc.signature import fingerprint, sign_document
 from rdp_calc.statement import Statement, statement_of, to_html, to_markdown, to_text
 from rdp_calc.statement.assumptions import sentence
-from rdp_calc.statement.document import verbatim
+from rdp_calc.statement.document import Block, Section, verbatim
 from rdp_calc.statement.methods import ABSENT, WORDS
 from rdp_calc.training import Recipe, Training
 
@@ -549,6 +549,17 @@ def test_verbatim_is_one_printable_piece(text: str) -> None:
     assert "`" not in shown[1:-1]
     assert shown.isprintable()
     assert 3 <= len(shown) <= 202
+
+
+def test_words_of_our_own_are_escaped_too(statements: dict[str, Statement]) -> None:
+    prose = "**a** <b> [c](d) _e_ # f | g & h ~~i~~"
+    statement = replace(statements["langevin"], sections=(Section("Odd", (Block("paragraph", (prose,)),)),))
+    check_inert(statement)
+    page = Tags()
+    page.feed(to_html(statement))
+    assert prose in page.text
+    assert prose in to_text(statement)
+    assert re.sub(r"\\(.)", r"\1", to_markdown(statement)).endswith(f"\n{prose}\n")
 
 
 @pytest.mark.parametrize("name", EVERY)
