@@ -17,6 +17,7 @@ import numpy.typing as npt
 from rdp_calc.documents import canonical, digest, field, read_document
 from rdp_calc.errors import DataError, RdpCalcError
 from rdp_calc.plan import PLAN_SCHEMA, DataSpec
+from rdp_calc.regular_files import open_regular
 from rdp_calc.verify import Check, Report
 from unlearn_runtime.data import Dataset, load, parse_ids, select_classes
 
@@ -24,6 +25,11 @@ if TYPE_CHECKING:
     import torch
 
 Array = npt.NDArray[Any]
+
+_PIECE_BYTES = 2**20
+
+#: The model before unlearning, where it still lies beside the audit record.
+BEFORE = "before.safetensors"
 
 _NOT_COMPARED = ("digest", "performance")
 
@@ -106,13 +112,18 @@ def _is_foreign(kind: type) -> bool:
 
 def file_fingerprint(key: bytes, path: Path) -> str:
     """HMAC-SHA-256 of a file."""
-    return hmac.new(key, b"rdp-calc/file/1" + path.read_bytes(), hashlib.sha256).hexdigest()
+    mac = hmac.new(key, b"rdp-calc/file/1", hashlib.sha256)
+    with open_regular(path) as stream:
+        while piece := stream.read(_PIECE_BYTES):
+            mac.update(piece)
+    return mac.hexdigest()
 
 
 def file_sha256(path: Path) -> str:
     """Plain SHA-256 of a file. Raises DataError where it cannot be read."""
     try:
-        return hashlib.sha256(path.read_bytes()).hexdigest()
+        with open_regular(path) as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest()
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror}.") from None
 
@@ -206,7 +217,13 @@ def _record_checks(document: dict[str, Any], record: Path, data: str, forget: st
     same = hmac.compare_digest(forget_fingerprint(key, ids), field(document, "fingerprints.forget_set", "text"))
     checks = [_data_check(document, audit, key, dataset, ids)]
     word = "is" if same else "is not"
-    return [*checks, Check("forget_set binding", same, f"the forget_set given {word} the one of the run")]
+    checks.append(Check("forget_set binding", same, f"the forget_set given {word} the one of the run"))
+    before = record.parent / BEFORE
+    if before.is_file():
+        same = hmac.compare_digest(file_fingerprint(key, before), field(document, "fingerprints.model_before", "text"))
+        word = "is" if same else "is not"
+        checks.append(Check("model_before binding", same, f"{before} {word} the model before unlearning"))
+    return checks
 
 
 def _data_check(document: dict[str, Any], audit: dict[str, Any], key: bytes, dataset: Dataset, ids: Array) -> Check:

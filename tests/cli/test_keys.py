@@ -323,6 +323,19 @@ def test_every_bit_of_a_key_file(office: Path, name: str, step: int, empty_folde
         path.write_bytes(changed)
         with pytest.raises(DataError):
             read_public_key(path)
+        if name == "office":
+            with pytest.raises(DataError):
+                load_signing_key(path, Passphrase(PASSPHRASE))
+
+
+def test_key_files_are_spelled_as_they_were_written(office: Path, empty_folder: Path) -> None:
+    for name, read in (("office", lambda path: load_signing_key(path, Passphrase(PASSPHRASE))), ("office.pub", None)):
+        path = empty_folder / name
+        for old, new in (("\n", "\t"), ("Ed25519", "\\u0045d25519"), ("rdp-calc/", "rdp-calc\\/")):
+            path.write_text((office / name).read_text().replace(old, new))
+            assert read_document(path) == read_document(office / name)
+            with pytest.raises(DataError, match="not spelled"):
+                (read or read_public_key)(path)
 
 
 def resealed(document: dict[str, Any], path: tuple[str, ...], value: Any) -> dict[str, Any]:

@@ -255,7 +255,7 @@ def test_audit_record(complete: Run) -> None:
 
 def test_bindings_hold(complete: Run) -> None:
     passed = complete.check()
-    assert set(passed) == {"model", "plan", "data binding", "forget_set binding"}
+    assert set(passed) == {"model", "plan", "data binding", "forget_set binding", "model_before binding"}
     assert all(passed.values())
     report = binding_checks(
         verify_document(complete.certificate),
@@ -287,6 +287,7 @@ def test_wrong_model_or_plan(complete: Run, tmp_path: Path, make_plan: MakePlan)
             "plan": True,
             "data binding": True,
             "forget_set binding": True,
+            "model_before binding": True,
         }
     (tmp_path / "other.json").write_text(json.dumps(make_plan(epsilon=1.1).to_json()))
     # A plan whose content changed but which still carries the old digest is another plan.
@@ -329,6 +330,23 @@ def test_wrong_record(complete: Run, tmp_path: Path) -> None:
         (tmp_path / "audit.json").write_text(content)
         passed = complete.check(record=tmp_path / "audit.json")
         assert not all(passed.values())
+
+
+def test_another_model_before(complete: Run) -> None:
+    before = complete.folder / "private" / "before.safetensors"
+    octets = bytearray(before.read_bytes())
+    octets[-1] ^= 1
+    before.write_bytes(octets)
+    assert {name for name, passed in complete.check().items() if not passed} == {"model_before binding"}
+    # It is private and may have been deleted; then nothing is said of it.
+    before.unlink()
+    assert all(complete.check().values())
+    assert "model_before binding" not in complete.check()
+
+
+def test_the_record_of_another_run(complete: Run, tmp_path: Path) -> None:
+    (tmp_path / "audit.json").write_text(json.dumps(complete.audit | {"certificate_digest": "0" * 64}))
+    assert complete.check(record=tmp_path / "audit.json") == {"model": True, "plan": True, "record": False}
 
 
 def test_plans_have_no_bindings(complete: Run, make_plan: MakePlan) -> None:
