@@ -16,6 +16,8 @@ from safetensors.torch import load_file, save_file
 from rdp_calc.errors import DataError, InvalidInput
 from unlearn_runtime import checkpoint as module
 from unlearn_runtime.checkpoint import Checkpoint, Loop
+from unlearn_runtime.execution import Execution
+from unlearn_runtime.run import run_plan
 
 BINDING = {"plan": "d" * 64, "chains": 3, "step_size": 0.1, "start": None}
 
@@ -296,3 +298,37 @@ def test_tensors_of_the_device(tmp_path: Path) -> None:
     saved(tmp_path / "c", weights=weights)
     found = Checkpoint(tmp_path / "c", BINDING).loops["learn"].tensors["weights"]
     assert torch.equal(found, weights.cpu())
+
+
+def test_a_checkpoint_left_by_a_finished_run_is_removed(
+    tmp_path: Path, make_plan: Any, blobs: Any, save_npz: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Killed after its folder appeared and before its checkpoint, whose noise would uncover the release, was removed.
+    plan, data, path = make_plan().to_json(), save_npz(*blobs()), tmp_path / "checkpoint"
+
+    def run(output: str, phase: str, **more: Any) -> None:
+        execution = Execution(checkpoint=path, checkpoint_seconds=1e-9)
+        run_plan(plan, data=data, phase=phase, output=tmp_path / output, execution=execution, **more)
+
+    for output, phase, more in (
+        ("learned", "learn", {}),
+        ("released", "unlearn", {"start": tmp_path / "learned", "forget": "5"}),
+    ):
+        with monkeypatch.context() as patch:
+            patch.setattr(Checkpoint, "remove", lambda self: None)
+            run(output, phase, **more)
+        content = path.read_bytes()
+        with pytest.raises(InvalidInput, match="not empty"):
+            run(output, phase, **more)
+        assert not path.exists()
+        # A checkpoint of another run, or something else under its name, is nobody's to remove here.
+        for other in (content[:-1], b"something else"):
+            path.write_bytes(other)
+            with pytest.raises(InvalidInput, match="not empty"):
+                run(output, phase, **more)
+            assert path.read_bytes() == other
+        path.write_bytes(content)
+        with pytest.raises(DataError, match="belongs to another run: phase differs"):
+            run("next", "all", forget="5")
+        assert path.read_bytes() == content
+        path.unlink()
