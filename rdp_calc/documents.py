@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from rdp_calc.errors import DataError
+from rdp_calc.regular_files import read_bytes
 
 _NOT_DIGESTED = frozenset({"digest", "performance", "signature"})
 
@@ -71,14 +72,9 @@ def read_document(path: Path, *, spelled: bool = False) -> dict[str, Any]:
 def read_text(path: Path) -> str:
     """The text of a document's file. Raises DataError where it cannot be read, is too large or is not UTF-8."""
     try:
-        with path.open("rb") as stream:
-            content = stream.read(_MOST_BYTES + 1)
-        text = content.decode("utf-8")
-    except (OSError, UnicodeDecodeError, ValueError) as error:
+        return read_bytes(path, most=_MOST_BYTES).decode("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"cannot read {path}: {_reason(error)}.") from None
-    if len(content) > _MOST_BYTES:
-        raise DataError(f"{path} is larger than the {_MOST_BYTES >> 20} MiB a document may have.")
-    return text
 
 
 def parse_document(text: str, path: Path) -> dict[str, Any]:

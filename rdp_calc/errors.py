@@ -6,11 +6,19 @@ one exit code (``exit_code``); nothing else in the library depends on these numb
 
 from __future__ import annotations
 
+_LONGEST = 8000
+
 
 class RdpCalcError(Exception):
-    """Base of every error raised on purpose."""
+    """Base of every error raised on purpose. Its text is one printable line, whatever names and values of files, or
+    words of other libraries, went into it.
+    """
 
     exit_code = 1
+
+    def __str__(self) -> str:
+        text = super().__str__()
+        return text if text.isprintable() and len(text) <= _LONGEST else _one_line(text)
 
 
 class InvalidInput(RdpCalcError):
@@ -51,3 +59,11 @@ class DataError(RdpCalcError):
     """Data, record ids or a plan file that are unreadable or do not fit the plan."""
 
     exit_code = 6
+
+
+def _one_line(text: str) -> str:
+    """White space as one blank, and what else does not print, such as a change of writing direction, as an escape."""
+    words = " ".join(text.split())
+    if not words.isprintable():
+        words = "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in words)
+    return words if len(words) <= _LONGEST else words[: _LONGEST - 3] + "..."

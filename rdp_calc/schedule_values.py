@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rdp_calc import finetune
-from rdp_calc.documents import field
+from rdp_calc.documents import field, read_text
 from rdp_calc.errors import DataError, InvalidInput
 from rdp_calc.options import read_float
 
@@ -67,10 +67,7 @@ def read_schedule(flag: str, text: str | None) -> Values:
         if text not in ("constant", "cosine"):
             _end(flag, text)
         return text
-    try:
-        words = Path(text[1:]).read_text(encoding="utf-8").split()
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"cannot read {text[1:]}: {error}.") from None
+    words = read_text(Path(text[1:])).split()
     if not words:
         raise DataError(f"{text[1:]} holds no numbers.")
     return tuple(read_float(f"number {i + 1} of {text[1:]}", word) for i, word in enumerate(words))

@@ -13,7 +13,7 @@ from cli.options import BOUND_OPTION, TARGET_OPTIONS, command, per_method, read_
 from cli.render import print_json, show_plan
 from rdp_calc import calibrate
 from rdp_calc.descent import Descent
-from rdp_calc.documents import digest, pretty, read_document
+from rdp_calc.documents import digest, pretty, read_document, read_text
 from rdp_calc.errors import DataError, InvalidInput
 from rdp_calc.methods import Method
 from rdp_calc.methods.newton import Newton
@@ -151,10 +151,7 @@ def read_center(text: str | None) -> float | tuple[float, ...] | None:
         return None
     if not text.startswith("@"):
         return read_float("--data-center", text)
-    try:
-        words = Path(text[1:]).read_text(encoding="utf-8").split()
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"cannot read {text[1:]}: {error}.") from None
+    words = read_text(Path(text[1:])).split()
     return tuple(read_float(f"number {i + 1} of {text[1:]}", word) for i, word in enumerate(words))
 
 

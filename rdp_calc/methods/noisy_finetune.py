@@ -12,7 +12,6 @@ from __future__ import annotations
 import hashlib
 import math
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flint import arb
@@ -26,6 +25,7 @@ from rdp_calc.options import Option, check_known, read_float, require
 from rdp_calc.problem import ADJACENCY_OPTION, SIZE_OPTIONS, Assumption
 from rdp_calc.process import NoisyProcess, Phase
 from rdp_calc.reals import at_most, ball
+from rdp_calc.regular_files import open_regular
 from rdp_calc.schedule import Schedule, best_prefix
 from rdp_calc.schedule_values import Values, check_schedule, ratios, read_schedule, shown_schedule, stored_schedule
 
@@ -329,7 +329,7 @@ def default_steps(fields: dict[str, Any]) -> int:
 def _file_digest(path: str) -> str:
     """SHA-256 of a file, in hexadecimal."""
     try:
-        with Path(path).open("rb") as stream:
+        with open_regular(path) as stream:
             return hashlib.file_digest(stream, "sha256").hexdigest()
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror}.") from None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import itertools
 import re
 from collections.abc import Iterator
@@ -11,17 +12,19 @@ import numpy as np
 import numpy.typing as npt
 
 from rdp_calc.errors import DataError, InvalidInput
+from rdp_calc.regular_files import open_regular
 
 _ID_OR_RANGE = re.compile(r"([0-9]+)(?:\s*-\s*([0-9]+))?")
 _LONGEST_SHOWN = 40
+_LONGEST_LINE = 10_000
 
 
 class _Span(NamedTuple):
-    """Ids first..last, both included, and the words that say where they were read."""
+    """Ids first..last, both included, and the line of the file they were read from, 0 where there is no file."""
 
     first: int
     last: int
-    where: str
+    line: int
 
 
 def parse_ids(text: str, *, dataset_size: int) -> npt.NDArray[np.int64]:
@@ -37,14 +40,17 @@ def parse_ids(text: str, *, dataset_size: int) -> npt.NDArray[np.int64]:
     """
     if not dataset_size >= 1:
         raise InvalidInput(f"dataset_size must be at least 1, got {dataset_size}.")
-    spans = list(_file_spans(text[1:], dataset_size) if text.startswith("@") else _list_spans(text, dataset_size))
+    found = _file_spans(text[1:], dataset_size) if text.startswith("@") else _list_spans(text, dataset_size)
+    # Of more ids than there are records one is repeated; the rest is not needed to name it.
+    spans = list(itertools.islice(found, dataset_size + 1))
     if not spans:
         raise DataError(f"{text[1:]} holds no id to forget; allowed are {_allowed(dataset_size)}, one per line.")
     # A stable sort keeps equal ids in reading order, so that the later occurrence is the one reported.
     spans.sort(key=lambda span: span.first)
     for before, span in itertools.pairwise(spans):
         if span.first <= before.last:
-            raise DataError(f"forget id {span.first}{span.where} is repeated; name every record once.")
+            where = _where(span.line, text[1:])
+            raise DataError(f"forget id {span.first}{where} is repeated; name every record once.")
     lengths = np.array([span.last - span.first + 1 for span in spans])
     firsts = np.array([span.first for span in spans], dtype=np.int64)
     return np.repeat(firsts - (np.cumsum(lengths) - lengths), lengths) + np.arange(lengths.sum())
@@ -62,28 +68,38 @@ def _list_spans(text: str, dataset_size: int) -> Iterator[_Span]:
         last = first if match[2] is None else _row_number(match[2], "", dataset_size)
         if last < first:
             raise DataError(f"forget range {first}-{last} is reversed; write {last}-{first}.")
-        yield _Span(first, last, "")
+        yield _Span(first, last, 0)
 
 
 def _file_spans(path: str, dataset_size: int) -> Iterator[_Span]:
     try:
-        with open(path, encoding="utf-8-sig") as lines:
-            for number, line in enumerate(lines, start=1):
+        with io.TextIOWrapper(open_regular(path), encoding="utf-8-sig") as lines:
+            # By pieces of bounded length, or one line could hold the whole file.
+            for number, line in enumerate(iter(lambda: lines.readline(_LONGEST_LINE), ""), start=1):
                 entry = line.strip()
-                if not entry:
+                if not entry and len(line) < _LONGEST_LINE:
                     continue
-                where = f" (line {number} of {path})"
+                where = _where(number, path)
                 match = _ID_OR_RANGE.fullmatch(entry)
-                if match is None or match[2] is not None:
+                if match is None or match[2] is not None or len(line) >= _LONGEST_LINE:
                     raise DataError(
                         f"forget id {_shown(entry)}{where} is not a row number; "
                         f"allowed are {_allowed(dataset_size)}, one per line."
                     )
                 row = _row_number(entry, where, dataset_size)
-                yield _Span(row, row, where)
-    except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text or not a valid path"
-        raise DataError(f"forget id file {path!r} is unreadable: {reason}; give @FILE with one id per line.") from error
+                yield _Span(row, row, number)
+    except OSError as error:
+        raise DataError(
+            f"forget id file {path!r} is unreadable: {error.strerror}; give @FILE with one id per line."
+        ) from error
+    except ValueError as error:
+        raise DataError(
+            f"forget id file {path!r} is unreadable: not UTF-8 text; give @FILE with one id per line."
+        ) from error
+
+
+def _where(line: int, path: str) -> str:
+    return f" (line {line} of {path})" if line else ""
 
 
 def _row_number(digits: str, where: str, dataset_size: int) -> int:
