@@ -7,6 +7,7 @@ which shares no code with the floats that proposed the noise.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -49,6 +50,9 @@ _EXECUTED_VALUES = {
     "matrix_dtype": ("auto", "float32", "float64"),
     "update_dtype": ("float64",),
 }
+
+#: What a version number looks like; free words would verify along with the certificate.
+_VERSION = re.compile(r"[0-9][0-9A-Za-z.+_-]{0,59}")
 
 #: Fields that stand in a certificate only where they say something.
 _OPTIONAL = {"executed": "request deviation", "fingerprints": "retained"}
@@ -320,6 +324,9 @@ def _values_check(document: dict[str, Any]) -> Check:
         value = documents.field(document, f"executed.{name}", "text")
         if value not in allowed:
             return Check("execution", False, f"executed.{name} is {value!r}, not one of {', '.join(allowed)}")
+    for name in _CERTIFICATE_FIELDS["versions"].split():
+        if not _VERSION.fullmatch(documents.field(document, f"versions.{name}", "text")):
+            return Check("execution", False, f"versions.{name} is not a version number")
     return Check("execution", True, "sampler, device and arithmetic are among the known ones")
 
 

@@ -70,6 +70,8 @@ CLAIMS: list[tuple[Path, Any, str]] = [
     (("executed", "device"), "abacus", "execution"),
     (("executed", "matrix_dtype"), "bfloat16", "execution"),
     (("executed", "update_dtype"), "float32", "execution"),
+    (("versions", "torch"), "2.6, and nothing was removed", "execution"),
+    (("versions", "python"), 3.11, "certificate fields"),
     (("fingerprints", "algorithm"), "SHA-256", "fingerprint algorithm"),
     (("signature",), "x", "signature"),
     (("model_sha256",), "f" * 63, "model hash"),
