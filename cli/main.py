@@ -20,7 +20,8 @@ from rdp_calc.errors import RdpCalcError
 
 #: Order of the verbs in the help; a verb found but not named here follows.
 _VERB_ORDER = (
-    *("sigma", "epsilon", "steps", "compare", "curve", "plan", "features", "run", "verify", "ledger", "keys"),
+    *("sigma", "epsilon", "steps", "compare", "curve", "plan", "features", "run", "verify"),
+    *("statement", "keys", "ledger"),
     *("baseline", "evaluate", "audit", "explain", "reproduce", "doctor", "demo"),
 )
 

@@ -514,7 +514,7 @@ def commands() -> Iterator[list[str]]:
     yield from (["keys", name] for name in ("new", "show", "sign"))
     yield from (["ledger", verb] for verb in ("init", "request", "plan", "run", "status", "verify", "export"))
     yield from (["baseline", method] for method in ("retrain", "neggrad"))
-    runs = ("features", "run", "verify", "evaluate", "audit")
+    runs = ("features", "run", "verify", "statement", "evaluate", "audit")
     yield from ([verb] for verb in ("compare", *runs, "explain", "reproduce", "doctor", "demo"))
 
 
