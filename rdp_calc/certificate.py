@@ -3,7 +3,7 @@
 It holds the plan, what was executed, pass/fail checks, versions, the claim, and keyed (HMAC-SHA-256) fingerprints
 of the data, the forget set and the model before unlearning; the key stays in the private audit record, because an
 unkeyed fingerprint of data would let anyone test guesses about the forgotten records. The released model alone is named
-by a plain SHA-256.
+by a plain SHA-256. It is written unsigned; ``rdp_calc.signature`` says what a signature adds.
 """
 
 from __future__ import annotations

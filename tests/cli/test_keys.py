@@ -328,6 +328,17 @@ def test_every_bit_of_a_key_file(office: Path, name: str, step: int, empty_folde
                 load_signing_key(path, Passphrase(PASSPHRASE))
 
 
+def test_damage_is_told_from_a_wrong_passphrase(office: Path, empty_folder: Path) -> None:
+    document = read_document(office / "office")
+    sealed = document["cipher"]["sealed"]
+    damaged = {**document, "cipher": {**document["cipher"], "sealed": ("1" if sealed[0] == "0" else "0") + sealed[1:]}}
+    (empty_folder / "damaged").write_text(pretty(damaged))
+    with pytest.raises(DataError, match="is damaged"):
+        load_signing_key(empty_folder / "damaged", Passphrase(PASSPHRASE))
+    with pytest.raises(InvalidInput, match="does not open"):
+        load_signing_key(office / "office", Passphrase(PASSPHRASE + "!"))
+
+
 def test_key_files_are_spelled_as_they_were_written(office: Path, empty_folder: Path) -> None:
     for name, read in (("office", lambda path: load_signing_key(path, Passphrase(PASSPHRASE))), ("office.pub", None)):
         path = empty_folder / name
