@@ -12,12 +12,11 @@ import io
 import os
 import stat
 from pathlib import Path
-from typing import BinaryIO
 
 from rdp_calc.errors import DataError
 
 
-def open_regular(path: str | os.PathLike[str], *, folder: str | os.PathLike[str] | None = None) -> BinaryIO:
+def open_regular(path: str | os.PathLike[str], *, folder: str | os.PathLike[str] | None = None) -> io.BufferedReader:
     """The regular file ``path``, open for reading bytes, without ever waiting for one.
 
     ``folder``: the file must lie in there when links are resolved. Raises OSError, whose ``strerror`` says what is

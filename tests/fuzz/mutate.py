@@ -125,7 +125,7 @@ def _parsed(data: bytes) -> tuple[Any, list[tuple[Any, ...]]] | None:
 
 
 def edit_document(rng: random.Random, data: bytes) -> Any:
-    """The JSON value of ``data`` with one to three values changed, taken away, moved or doubled; None for other text."""
+    """The JSON value of ``data``, one to three values changed, taken away, moved or doubled; None for other text."""
     parsed = _parsed(data)
     if parsed is None or not parsed[1]:
         return None
@@ -218,6 +218,13 @@ def json_lines_mutator(rng: random.Random, data: bytes) -> bytes:
     return b"\n".join(lines)
 
 
+_KINDS = "<f8 |u1 <f4 <i8 <f2 |b1 <U1 <U0 <U100000 |S0 |V0 |O |O8 <c16 <M8[s] <m8 >u8 <f16 zz <f9999"
+_SHAPES = (
+    "() (3,) (1000000000000,) (1000000000000,0) (-1,4) (2,4) (99999999999999999999,) (True,4) (1e3,) [2,4] (2,2,2)"
+    " (0,4) ((2,4),) None"
+)
+
+
 def mutate_npy(rng: random.Random, data: bytes) -> bytes:
     """An array file whose header says something else than its bytes hold."""
     if rng.random() < 0.3 or len(data) < 12:
@@ -227,12 +234,8 @@ def mutate_npy(rng: random.Random, data: bytes) -> bytes:
     if rng.random() < 0.3:
         text = mutate_text(rng, header.encode())
     else:
-        kinds = "<f8 |u1 <f4 <i8 <f2 |b1 <U1 <U0 <U100000 |S0 |V0 |O |O8 <c16 <M8[s] <m8 >u8 <f16 zz <f9999".split()
-        shapes = "() (3,) (1000000000000,) (1000000000000,0) (-1,4) (2,4) (99999999999999999999,) (True,4) (1e3,) [2,4]"
-        shape = rng.choice((*shapes.split(), "(2,2,2)", "(2,)*64", "(" + "1," * 70 + ")", "(0,4)", "((2,4),)", "None"))
-        kind = rng.choice(
-            (*(repr(kind) for kind in kinds), "[('a','<f8')]", "[('a','O')]", "('<f8',(3,))", "None", "5")
-        )
+        shape = rng.choice((*_SHAPES.split(), "(2,)*64", "(" + "1," * 70 + ")"))
+        kind = rng.choice((*map(repr, _KINDS.split()), "[('a','<f8')]", "[('a','O')]", "('<f8',(3,))", "None", "5"))
         order = rng.choice(("False", "False", "True", "1", "'x'", "None"))
         if rng.random() < 0.5:
             kind = rng.choice(("'<f8'", "'|u1'", "'<i8'"))

@@ -381,6 +381,14 @@ def _lines(*texts: str) -> Callable[[], list[bytes]]:
     return functools.cache(lambda: found)
 
 
+def _keys() -> list[bytes]:
+    from unlearn_runtime.keys import _envelope, public_document
+
+    public = "d75a980182b10ab7d54bfed3c964073a0ee172f3daa62325af021a68f707511a"
+    private = _envelope(public, cost=2**17, salt="0" * 64, nonce="0" * 24, sealed="0" * 96)
+    return [mutate.dumped(public_document(public)), mutate.dumped(private)]
+
+
 _ANY_JSON = mutate.json_mutator()
 
 TARGETS: dict[str, Target] = {
@@ -396,7 +404,7 @@ TARGETS: dict[str, Target] = {
     "ids": Target(read_ids, _lines("3,17,40-59", "0"), mutate.mutate_text),
     "schedule-file": Target(read_schedule_file, _lines("1 0.5 0.25\n0.125"), mutate.mutate_text),
     "center-file": Target(read_center_file, _lines("0.5\n-0.5 1e-3"), mutate.mutate_text),
-    "key": Target(read_key, lambda: _keys(), mutate.json_mutator(_seal)),
+    "key": Target(read_key, _keys, mutate.json_mutator(_seal)),
     "vectors": Target(read_vectors, seeds.vector_files, mutate.mutate_npy),
     "learning-record": Target(
         read_learning_record, _run_file("learned", "private/learning.json"), _ANY_JSON, torch=True
@@ -421,11 +429,3 @@ TARGETS: dict[str, Target] = {
     "export": Target(read_export, seeds.export_files, mutate.zip_mutator(_part), torch=True),
     "checkpoint": Target(read_checkpoint, seeds.checkpoint_files, _sealed_checkpoint, torch=True),
 }
-
-
-def _keys() -> list[bytes]:
-    from unlearn_runtime.keys import _envelope, public_document
-
-    public = "d75a980182b10ab7d54bfed3c964073a0ee172f3daa62325af021a68f707511a"
-    private = _envelope(public, cost=2**17, salt="0" * 64, nonce="0" * 24, sealed="0" * 96)
-    return [mutate.dumped(public_document(public)), mutate.dumped(private)]

@@ -23,7 +23,7 @@ Array = npt.NDArray[Any]
 _READ_BYTES = 2**20
 
 
-def read_idx_folder(folder: str) -> tuple[Array | None, ...]:
+def read_idx_folder(folder: str) -> tuple[Any, ...]:
     """X_train, y_train, X_test and y_test, None for those of the test set that are not there. Raises DataError."""
     paths = []
     for part in ("train", "t10k"):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import math
 import os
 import tokenize
@@ -10,7 +9,7 @@ import warnings
 import zipfile
 import zlib
 from collections.abc import Sequence
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -43,7 +42,7 @@ _HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.r
 _PIECE_BYTES = 2**20
 
 
-def read_npz(source: str) -> tuple[Array | None, ...]:
+def read_npz(source: str) -> tuple[Any, ...]:
     """X_train, y_train, X_test and y_test, None for those of the test set that are not there. Raises DataError."""
     try:
         with open_regular(source) as stream:
@@ -94,9 +93,7 @@ def _array(source: str, archive: zipfile.ZipFile, key: str, info: zipfile.ZipInf
             warnings.simplefilter("ignore")
             shape, columns_first, dtype = _HEADERS[version](member)
         if dtype.hasobject:
-            raise DataError(
-                f"{source}: unreadable .npz archive: {key}: Object arrays are pickled, and nothing is unpickled."
-            )
+            raise DataError(f"{source}: unreadable .npz archive: {key}: Object arrays are pickles, which are not read.")
         if dtype.kind != "U" or not key.startswith("y_"):
             require_numbers(source, dtype, key)
         if not all(type(length) is int and length >= 0 for length in shape) or not dtype.itemsize:
@@ -110,13 +107,14 @@ def _array(source: str, archive: zipfile.ZipFile, key: str, info: zipfile.ZipInf
     return found.reshape(shape[::-1]).T if columns_first else found.reshape(shape)
 
 
-def _exactly(member: io.BufferedIOBase, count: int) -> npt.NDArray[np.uint8]:
+def _exactly(member: IO[bytes], count: int) -> npt.NDArray[np.uint8]:
     """``count`` bytes; with the last one the archive checks the sum of all."""
     content = np.empty(count, dtype=np.uint8)
-    view, start = memoryview(content), 0
+    start = 0
     while start < count:
-        length = member.readinto(view[start : start + _PIECE_BYTES])
-        if not length:
+        piece = member.read(min(_PIECE_BYTES, count - start))
+        if not piece:
             raise EOFError(f"the archive ends {count - start} bytes early")
-        start += length
+        content[start : start + len(piece)] = np.frombuffer(piece, dtype=np.uint8)
+        start += len(piece)
     return content

@@ -29,9 +29,8 @@ def read_parquet(source: str, label: str) -> tuple[Array, Array]:
     try:
         with open_regular(source) as stream:
             packed = os.fstat(stream.fileno()).st_size
-            names, target = _checked_schema(
-                source, arrow, parquet.ParquetFile(stream, **_LIMITS), packed, label, stream
-            )
+            file = parquet.ParquetFile(stream, **_LIMITS)
+            names, target = _checked_schema(source, arrow, file, packed, label, stream)
             # Texts stay a dictionary and codes, or one long label would be written out for every row.
             texts = [label] if _is_text(arrow, names[label]) else None
             stream.seek(0)
@@ -68,7 +67,7 @@ def _checked_schema(
     if rows <= 0:
         raise DataError(f"{source}: no record.")
     check_room(source, packed, 8 * rows * len(schema.names), f"the table of {rows} rows")
-    check_room(source, packed, unpacked_bytes(file.metadata, stream, packed, room(packed)), "its unpacked pages")
+    check_room(source, packed, unpacked_bytes(stream, room(packed)), "its unpacked pages")
     return dict(zip(schema.names, schema.types, strict=True)), target
 
 
@@ -97,7 +96,8 @@ def _column(source: str, arrow: Any, name: str, column: Any, packed: int) -> Arr
             raise DataError(f"{source}: column {shown(name)} has a null among its values; every cell needs a value.")
         longest = max(map(len, texts), default=0)
         check_room(source, packed, 4 * longest * max(len(texts), len(whole)), "the labels as text")
-        return np.array(texts, dtype=np.str_)[whole.indices.to_numpy()]
+        labels: Array = np.array(texts, dtype=np.str_)[whole.indices.to_numpy()]
+        return labels
     if arrow.types.is_dictionary(column.type):
         column = column.cast(column.type.value_type)
     values: Array = column.to_numpy()

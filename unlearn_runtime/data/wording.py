@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -29,7 +30,7 @@ def reason(error: BaseException) -> str:
     return " ".join(text.split()).rstrip(".")[:200] or type(error).__name__
 
 
-def require_numbers(source: str, dtype: np.dtype, name: str) -> None:  # type: ignore[type-arg]
+def require_numbers(source: str, dtype: np.dtype[Any], name: str) -> None:
     """Raise DataError unless ``dtype`` is one of real numbers."""
     if dtype.kind not in "buif":
         allowed = "integers or text" if name.startswith("y_") else "real numbers"
