@@ -81,7 +81,7 @@ class Laboratory:
     def _undisturbed_ledger(self, verb: LedgerVerb) -> Undisturbed:
         if verb.name not in self._undisturbed:
             with self.fresh() as folder:
-                before = ledgers.before(self.ledgers, folder, verb.ledger)
+                before = ledgers.before(folder, verb.ledger)
                 outcome = self.server.run(folder, verb.arguments, trace=True)
                 assert outcome.code == 0, f"{verb.name}: {outcome.err}"
                 assert self.ledgers.after(verb, Fault("none"), folder, before, outcome, silent=False)
@@ -111,7 +111,7 @@ class Laboratory:
 
     def _ledger_case(self, verb: LedgerVerb, fault: Fault) -> Result:
         with self.fresh() as folder:
-            before = ledgers.before(self.ledgers, folder, verb.ledger)
+            before = ledgers.before(folder, verb.ledger)
             outcome = self.server.run(folder, verb.arguments, fault.spec, **fault.request)
             if outcome.skipped is not None:
                 return Result(verb.name, fault, "skipped", None, outcome)

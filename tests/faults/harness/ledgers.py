@@ -5,7 +5,11 @@ there, and the command can be repeated.
 from __future__ import annotations
 
 import json
+import shutil
+import sqlite3
+import tempfile
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -133,17 +137,6 @@ class Ledgers:
 
     server: Server
 
-    def entries(self, folder: Path, name: str) -> Entries:
-        """All entries of a ledger; none where there is no file."""
-        if not (folder / name).exists():
-            return []
-        outside = folder.with_name("export.jsonl")
-        done = self.server.run(folder, f"ledger export {name} -o {outside} -q")
-        assert done.code == 0, f"export: {done.err}"
-        lines = [json.loads(line) for line in outside.read_text().splitlines()]
-        outside.unlink()
-        return lines[1:]
-
     def verified(self, folder: Path, name: str, receipts: list[str]) -> None:
         """The ledger verifies, and holds what these receipts are for."""
         if not (folder / name).exists():
@@ -210,7 +203,7 @@ class Ledgers:
 
     def _added(self, verb: LedgerVerb, folder: Path, before: Before, *, whole: bool) -> list[str]:
         """Kinds of the entries that the command added."""
-        now = self.entries(folder, verb.ledger)
+        now = entries(folder, verb.ledger)
         old = before.entries
         assert now[: len(old)] == old, "entries changed or are gone"
         added = [entry["kind"] for entry in now[len(old) :]]
@@ -235,10 +228,23 @@ class Before:
     found: checks.Listing
 
 
-def before(ledgers: Ledgers, folder: Path, name: str) -> Before:
-    entries = ledgers.entries(folder, name)
-    receipts = [f"{entry['number']}:{entry['hash']}" for entry in entries]
-    return Before(entries, receipts, checks.listing(folder))
+def entries(folder: Path, name: str) -> Entries:
+    """All entries of a ledger, read from a copy of its files without the program; none where there is no file."""
+    if not (folder / name).exists():
+        return []
+    with tempfile.TemporaryDirectory() as place:
+        for ending in ("", "-wal"):
+            if (folder / (name + ending)).exists():
+                shutil.copy(folder / (name + ending), place)
+        with closing(sqlite3.connect(Path(place) / name)) as connection:
+            rows = connection.execute("SELECT number, kind, body, hash FROM entries ORDER BY number").fetchall()
+    return [{"number": n, "kind": kind, "body": json.loads(body), "hash": key.hex()} for n, kind, body, key in rows]
+
+
+def before(folder: Path, name: str) -> Before:
+    found = entries(folder, name)
+    receipts = [f"{entry['number']}:{entry['hash']}" for entry in found]
+    return Before(found, receipts, checks.listing(folder))
 
 
 def _receipt(outcome: Outcome) -> list[str]:

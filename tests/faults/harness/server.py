@@ -6,6 +6,7 @@ a second command begins while the first is held up in the middle of a write.
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import importlib
 import json
@@ -216,6 +217,12 @@ def warm_up() -> None:
         _import_all(package)
     for name in ("matplotlib.pyplot", "matplotlib.backends.backend_svg", "sklearn.datasets"):
         importlib.import_module(name)
+    import cli.main
+
+    with open(os.devnull, "w", encoding="utf-8") as nowhere, contextlib.redirect_stdout(nowhere):
+        # What is imported and built at the first use.
+        cli.main.main(["explain", "shifted"])
+        cli.main.main(["plan", "langevin", "--help"])
     gc.collect()
     gc.freeze()
 

@@ -51,8 +51,10 @@ CALLS = {
 
 #: Calls that need room on the disk; the others succeed on a full one.
 NEED_ROOM = frozenset(
-    "write pwrite64 writev pwritev pwritev2 ftruncate fallocate mkdir mkdirat link linkat symlink sendfile creat open"
-    " openat fsync fdatasync".split()
+    (
+        *("write", "pwrite64", "writev", "pwritev", "pwritev2", "sendfile", "ftruncate", "fallocate", "fsync"),
+        *("fdatasync", "creat", "open", "openat", "mkdir", "mkdirat", "link", "linkat", "symlink"),
+    )
 )
 
 _WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC
