@@ -313,7 +313,7 @@ def test_a_file_that_appears_meanwhile_is_kept(monkeypatch: pytest.MonkeyPatch) 
 
 
 @pytest.mark.parametrize("name", ["office", "office.pub"])
-@pytest.mark.parametrize("step", [11, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("step", [23, pytest.param(1, marks=pytest.mark.slow)])
 def test_every_bit_of_a_key_file(office: Path, name: str, step: int, empty_folder: Path) -> None:
     octets = (office / name).read_bytes()
     path = empty_folder / name
@@ -591,7 +591,7 @@ def forms(secret: bytes) -> Iterator[bytes]:
         yield base64.urlsafe_b64encode(bytes(pad) + secret)[4 if pad else 0 : -4]
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def secrets_of_office(office: Path) -> list[bytes]:
     private = load_signing_key(office / "office", Passphrase(PASSPHRASE))._private.private_bytes_raw()
     salt = bytes.fromhex(read_document(office / "office")["kdf"]["salt"])
