@@ -80,8 +80,9 @@ def _shown(ledger: Ledger, requests: str | None, everything: bool, judged: str) 
 
 
 def _request_rows(ledger: Ledger, rows: list[RequestRow], past: History, judged: str) -> list[dict[str, Any]]:
-    answered = [(row.release, row.records) for row in rows if row.release is not None]
-    standings = iter(past.standings(answered) if answered else ())
+    # Many requests share a release and a size; one answer costs as much as a calibration.
+    answered = sorted({(row.release, row.records) for row in rows if row.release is not None})
+    standings = dict(zip(answered, past.standings(answered) if answered else (), strict=True))
     levels = {} if not answered else summary.levels(ledger.connection, {release for release, _ in answered})
     shown = []
     for row in rows:
@@ -99,7 +100,7 @@ def _request_rows(ledger: Ledger, rows: list[RequestRow], past: History, judged:
             "entry": row.entry,
         }
         if row.release is not None:
-            found |= {"level": levels.get(row.release), **_numbers(next(standings))}
+            found |= {"level": levels.get(row.release), **_numbers(standings[row.release, row.records])}
         shown.append(found)
     return shown
 

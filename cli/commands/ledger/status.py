@@ -8,7 +8,7 @@ from typing import Any
 import typer
 
 from cli.commands.ledger._parts import JSON, LEDGER, new_app, warn
-from cli.render import ceiling, console, plain, print_json, print_table
+from cli.render import ceiling, console, plain, print_json
 from rdp_calc.options import read_integer
 
 app = new_app()
@@ -69,7 +69,7 @@ def _show(document: dict[str, Any]) -> None:
     if not document["learned"]:
         out.print("nothing was learned yet: the first ledger run learns")
     if document["shown"]:
-        print_table(out, _table(document["shown"]))
+        _show_rows(out, document["shown"])
     hidden = counts["total"] - len(document["shown"])
     if hidden:
         out.print(f"[dim]{hidden} more: --all, or --requests NUMBERS[/dim]")
@@ -78,26 +78,41 @@ def _show(document: dict[str, Any]) -> None:
     out.print(f"{document['entries']} entries, head {document['head']}", soft_wrap=True)
 
 
-def _table(rows: list[dict[str, Any]]) -> Any:
-    from rich.markup import escape
-    from rich.table import Table
+_COLUMNS = ("request", "records", "received", "due", "state", "release", "epsilon", "delta", "mu", "joint mu", "reason")
+_LEFT = ("received", "due", "state", "reason")
 
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    for name in ("request", "records", "received", "due", "state", "release", "epsilon", "delta", "mu", "joint mu"):
-        left = name in ("received", "due", "state")
-        table.add_column(name, justify="left" if left else "right", no_wrap=True)
-    table.add_column("reason")
-    for row in rows:
-        state = row["state"] if row.get("level") in (None, "certified") else f"{row['state']} ({row['level']})"
-        if row["overdue"]:
-            state = f"[bold red]{state}, overdue[/bold red]"
-        table.add_row(
-            *(str(row["request"]), str(row["records"]), row["received"][:10], (row["due"] or "-")[:10], state),
-            "-" if row["release"] is None else str(row["release"]),
-            *(_number(row.get(key)) for key in ("epsilon", "delta", "mu", "joint_mu")),
-            escape(plain(row["reason"])),
-        )
-    return table
+
+def _show_rows(out: Any, rows: list[dict[str, Any]]) -> None:
+    """One line a request, whatever their number and the width of the screen."""
+    from rich.text import Text
+
+    cells = [_COLUMNS, *(_cells(row) for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    lines = [
+        "  ".join(
+            cell.ljust(width) if name in _LEFT else cell.rjust(width)
+            for name, cell, width in zip(_COLUMNS, line, widths, strict=True)
+        ).rstrip()
+        for line in cells
+    ]
+    late = [False, *(row["overdue"] for row in rows)]
+    if not out.is_terminal:
+        print("\n".join(lines))
+        return
+    out.print(lines[0], style="bold", soft_wrap=True)
+    for line, overdue in zip(lines[1:], late[1:], strict=True):
+        out.print(Text(line, style="red" if overdue else ""), soft_wrap=True)
+
+
+def _cells(row: dict[str, Any]) -> tuple[str, ...]:
+    state = row["state"] if row.get("level") in (None, "certified") else f"{row['state']} ({row['level']})"
+    return (
+        *(str(row["request"]), str(row["records"]), row["received"][:10], (row["due"] or "-")[:10]),
+        f"{state}, overdue" if row["overdue"] else state,
+        "-" if row["release"] is None else str(row["release"]),
+        *(_number(row.get(key)) for key in ("epsilon", "delta", "mu", "joint_mu")),
+        plain(row["reason"]),
+    )
 
 
 def _number(value: float | str | None) -> str:
