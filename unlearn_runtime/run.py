@@ -61,6 +61,7 @@ def run_plan(
     announce: Callable[[str], None] | None = None,
     key: SigningKey | None = None,
     continuing: bool = False,
+    begin: Callable[[], None] | None = None,
 ) -> dict[str, Any]:
     """Carry out a plan document and write the folder ``output``; returns a summary (schema rdp-calc/run/1).
 
@@ -69,7 +70,8 @@ def run_plan(
     told beforehand of what takes much room or time. ``key`` signs the certificate before the folder appears; processes
     other than the first do not need it. ``continuing``: one release of a history whose requests come over time. The
     start may be of another plan, where this one describes all that was carried out and has one request more
-    (``unlearn_runtime.continuing``), and the state is kept for the next release.
+    (``unlearn_runtime.continuing``), and the state is kept for the next release. ``begin`` is called once all is
+    checked, before anything is computed; what it raises ends the run.
 
     Raises DataError (plan digest, data, ids, learning record), GuardFailed (what the runtime cannot enforce),
     InvalidInput (arguments that do not go together); one error lists all that is wrong. Nothing is left behind.
@@ -120,6 +122,8 @@ def run_plan(
             key=key,
             checkpoint=stepper.checkpoint,
         )
+        if begin is not None and world.first:
+            begin()
         return _carry_out(phase, release, stepper, world)
 
 

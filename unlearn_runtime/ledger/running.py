@@ -27,7 +27,7 @@ from unlearn_runtime.ledger.store import WAIT, Head, Ledger, opened
 
 RUN_SCHEMA = "rdp-calc/ledger-run/1"
 
-#: ``unlearn_runtime.run.run_plan``, with data and execution given.
+#: ``unlearn_runtime.run.run_plan``, with data and execution given; it calls ``begin`` before anything is computed.
 Run = Callable[..., dict[str, Any]]
 
 CERTIFICATE, AUDIT, RELEASES = "certificate.json", "private/audit.json", "private/releases.txt"
@@ -129,7 +129,20 @@ class _Release:
                 " it with -o."
             )
         check_free(self.output)
-        start = self._start()
+        summary = self.run(
+            document,
+            phase="unlearn",
+            forget=",".join(map(str, rows)),
+            start=self._start(),
+            output=self.output,
+            continuing=True,
+            begin=self._begin,
+        )
+        return self._recorded(self.output, document, summary)
+
+    def _begin(self) -> None:
+        """Say in the ledger that the run begins: nothing may be drawn that it does not know of."""
+        planned = self.planned
         with self.ledger.writing() as writer:
             self._check_unchanged(writer.head)
             writer.append(
@@ -143,9 +156,6 @@ class _Release:
                 },
             )
         self.ledger.note_folder(f"release {planned.release}", self.output)
-        forget = ",".join(map(str, rows))
-        summary = self.run(document, phase="unlearn", forget=forget, start=start, output=self.output, continuing=True)
-        return self._recorded(self.output, document, summary)
 
     def _document(self) -> dict[str, Any]:
         """The plan of the release, built again from the history."""
