@@ -133,8 +133,10 @@ def replacement(path: Path, *, mode: int = 0o600, new: bool = False) -> Iterator
     """A stream whose content becomes ``path`` in one rename when the block ends well, safe on disk by then.
 
     When anything fails, SIGTERM included, the old content stays. The new file has the permissions ``mode``; until then
-    only the owner can read it. With ``new`` a file that is there by then is left alone, and FileExistsError raised.
+    only the owner can read it. With ``new`` a file that is there by then is left alone, and FileExistsError raised. First
+    what killed processes left of the same file is removed.
     """
+    remove_stale(path)
     name, lock = _hidden(path), -1
     with terminable():
         try:
@@ -184,7 +186,6 @@ def write_file(path: Path, content: str | bytes) -> None:
         raise InvalidInput(f"the folder {parent} does not exist; create it first.")
     if path.is_dir():
         raise InvalidInput(f"{path} is a folder; name a file.")
-    remove_stale(path)
     with replacement(path, mode=0o644) as stream:
         stream.write(content.encode("utf-8") if isinstance(content, str) else content)
 
@@ -221,8 +222,7 @@ def _hidden(target: Path) -> Path:
 
 
 def _locked(descriptor: int, path: Path) -> int:
-    """The descriptor of an open file or folder, locked for its life; closed and -1 where ``path`` was removed meanwhile.
-    """
+    """The descriptor of an open file or folder, locked for its life; where ``path`` was removed meanwhile, -1."""
     # Where locks do not work, nobody can remove it either: removing needs the lock.
     with suppress(OSError):
         fcntl.flock(descriptor, fcntl.LOCK_EX)

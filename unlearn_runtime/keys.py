@@ -150,10 +150,11 @@ def new_key(path: Path, passphrase: Passphrase) -> SigningKey:
     passphrase.check_new()
     public = public_path(path)
     for target in (path, public):
+        remove_stale(target)
+    for target in (path, public):
         if target.is_symlink() or target.exists():
             raise InvalidInput(f"{target} exists; choose a new name, a key is never overwritten.")
         check_parent(target)
-        remove_stale(target)
     private = Ed25519PrivateKey.generate()
     key = SigningKey(private)
     sealed = _seal(private, key.public_key, passphrase)

@@ -33,6 +33,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--verbs", help="only commands whose name contains this")
     parser.add_argument("--faults", help="only these faults, with commas")
+    parser.add_argument("--minutes", type=float, default=1e9, help="after these no case is begun")
     parser.add_argument("--servers", type=int, default=2, help="cases at once")
     chosen = parser.parse_args()
     if reason := syscalls.why_not():
@@ -56,6 +57,8 @@ def main() -> int:
         with tempfile.TemporaryDirectory() as name, Server() as server:
             laboratory = Laboratory(server, Path(name))
             for verb, kind, number in cases[part :: chosen.servers]:
+                if time.monotonic() > begun + 60 * chosen.minutes:
+                    break
                 draws = random.Random(f"{chosen.seed} {verb.name} {kind} {number}")
                 result = laboratory.case(verb, laboratory.draw(verb, kind, draws))
                 results.append(result)

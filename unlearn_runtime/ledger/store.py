@@ -22,7 +22,7 @@ from typing import Any
 from rdp_calc.documents import canonical
 from rdp_calc.errors import DataError, InvalidInput
 from rdp_calc.ledger import Entry
-from unlearn_runtime.folders import check_parent, replacement, terminable
+from unlearn_runtime.folders import check_parent, remove_stale, replacement, terminable
 from unlearn_runtime.ledger import schema, summary
 from unlearn_runtime.ledger.secret import Secret, read_secret, secret_path, write_secret
 
@@ -210,6 +210,8 @@ def create(path: Path, secret: Secret, first: list[tuple[str, dict[str, Any]]]) 
 
 def check_new(path: Path) -> None:
     """Raise InvalidInput where ``path`` or the files beside it exist, or their folder cannot be written."""
+    for written in (path, secret_path(path)):
+        remove_stale(written)
     try:
         for beside in (path, secret_path(path), *(path.with_name(path.name + end) for end in ("-wal", "-shm"))):
             if beside.is_symlink() or beside.exists():

@@ -98,6 +98,10 @@ def run(
         wait=seconds,
         announce=warn,
     )
+    if done.adopted and checkpoint is not None:
+        from unlearn_runtime.checkpoint import remove_finished
+
+        remove_finished(checkpoint, done.output)
     if as_json:
         print_json(
             {

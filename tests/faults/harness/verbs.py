@@ -35,12 +35,16 @@ class Verb:
     varying: tuple[str, ...] = ()
     #: A finished target is not replaced: repeating ends with code 2.
     once: bool = False
+    #: A command that prints, and the file to print to, that make a half result whole.
+    mends: tuple[str, str] | None = None
     #: Takes seconds, so that few cases are run.
     slow: bool = False
 
 
 def write_data(folder: Path) -> None:
-    """60 records of 4 features in two classes, 15 to test on, and a network."""
+    """60 records of 4 features in two classes, 15 to test on; and a passphrase."""
+    (folder / "passphrase").write_text("seven green bottles\n")
+    (folder / "passphrase").chmod(0o600)
     draws = np.random.default_rng(0)
     x = draws.normal(size=(75, 4))
     y = (x @ np.array([1.0, -1, 0.5, 0]) > 0).astype(np.int64)
@@ -59,6 +63,8 @@ PREPARED = (
     f"run plan.json {DATA} --phase learn {SEEDED} -o learned -q",
     f"run plan.json {DATA} --phase unlearn --start learned --forget 3,17 --retrain {SEEDED} -o unlearned -q",
     f"run network.json {DATA} --phase learn {SEEDED} -o trained -q",
+    f"run plan.json {DATA} --forget 3,17 -o released -q",
+    "keys new signer --passphrase-file passphrase -q",
 )
 
 
@@ -115,6 +121,28 @@ def is_demo(folder: Path) -> None:
     is_learned(folder / "learned")
     document = json.loads((folder / "unlearned" / "certificate.json").read_text())
     assert document["model_sha256"] == checks.listing(folder)["unlearned/model.safetensors"][1]
+
+
+def is_private_key(path: Path) -> None:
+    from unlearn_runtime.keys import Passphrase, load_signing_key
+
+    assert path.stat().st_mode & 0o077 == 0
+    load_signing_key(path, Passphrase("seven green bottles"))
+
+
+def is_public_key(path: Path) -> None:
+    json.loads(path.read_text())
+
+
+def is_certificate(path: Path) -> None:
+    from rdp_calc import verify_document
+    from rdp_calc.documents import read_document
+
+    assert verify_document(read_document(path)).holds
+
+
+def is_page(path: Path) -> None:
+    assert path.read_text().rstrip().endswith("</html>")
 
 
 def is_archive(path: Path) -> None:
@@ -234,6 +262,20 @@ VERBS = (
         "evaluate",
         "evaluate unlearned --attack loss -o new.json -o new.csv -o new.svg -q",
         {"new.json": is_json, "new.csv": is_table, "new.svg": is_picture},
+    ),
+    Verb("statement", "statement released/certificate.json -o new.html -q", {"new.html": is_page}, repeatable=True),
+    Verb(
+        "keys new",
+        "keys new office --passphrase-file passphrase -q",
+        {"office": is_private_key, "office.pub": is_public_key},
+        once=True,
+        mends=("keys show office --json", "office.pub"),
+    ),
+    Verb(
+        "keys sign",
+        "keys sign signer certificate.json --passphrase-file passphrase -q",
+        {"certificate.json": is_certificate},
+        repeatable=True,
     ),
     Verb("reproduce", "reproduce langevin-sigma -o new -q", {"new": is_report}, once=True, slow=True),
     Verb("demo", "demo -o new -q", {"new": is_demo}, once=True, slow=True),
