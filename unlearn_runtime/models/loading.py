@@ -8,6 +8,7 @@ Python code: whoever names it runs it.
 from __future__ import annotations
 
 import importlib
+import logging
 import sys
 import warnings
 import zipfile
@@ -21,7 +22,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from rdp_calc.errors import DataError, InvalidInput
-from unlearn_runtime.models.archive import clean_export
+from rdp_calc.regular_files import check_folder, check_regular
+from unlearn_runtime.models.archive import DAMAGED, clean_export
+from unlearn_runtime.models.torchscript import clean_script
 
 _KINDS = "a TorchScript file (.pt, .pth), a torch.export file (.pt2) or PACKAGE.MODULE:FACTORY"
 
@@ -39,8 +42,7 @@ def load_module(reference: str) -> torch.nn.Module:
     suffix = Path(reference).suffix.lower()
     if suffix in (".pt", ".pth", ".pt2"):
         path = Path(reference)
-        if not path.is_file():
-            raise DataError(f"model file {reference} does not exist.")
+        _check_file(path, f"model file {reference} does not exist.")
         return _exported(path) if suffix == ".pt2" else _script(path)
     module, colon, factory = reference.partition(":")
     if colon and all(part.isidentifier() for part in module.split(".")) and factory.isidentifier():
@@ -53,32 +55,35 @@ def _script(path: Path) -> torch.nn.Module:
         # torch advises against TorchScript for new work; files that exist are still files.
         warnings.simplefilter("ignore")
         try:
-            loaded: torch.nn.Module = torch.jit.load(str(path), map_location="cpu")  # type: ignore[no-untyped-call]
-        except (RuntimeError, ValueError, OSError) as error:
             if _is_pickled(path):
                 raise DataError(
                     f"{path} is a pickle, which could run any code, and is not opened; save the model with "
                     "torch.export.save, or name a factory and give its weights as .safetensors."
-                ) from None
+                )
+            clean = clean_script(path)
+        except DAMAGED as error:
+            raise DataError(f"{path} is not a TorchScript file: {_line(error)}.") from None
+        try:
+            loaded: torch.nn.Module = torch.jit.load(clean, map_location="cpu")  # type: ignore[no-untyped-call]
+        except Exception as error:  # its reader raises every kind of error on a file it does not understand
             raise DataError(f"{path} is not a TorchScript file: {_line(error)}.") from None
     return loaded
 
 
 def _is_pickled(path: Path) -> bool:
-    """Whether a file that is not TorchScript looks like one of torch.save or pickle.dump; its content is not read."""
-    try:
-        if zipfile.is_zipfile(path):
-            with zipfile.ZipFile(path) as archive:
-                return any(name.endswith("data.pkl") for name in archive.namelist())
-        with path.open("rb") as stream:
-            return stream.read(1) == b"\x80"
-    except (OSError, zipfile.BadZipFile):
-        return False
+    """Whether a file looks like one of torch.save or pickle.dump, and not of torch.jit; its content is not read."""
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
+            script = any(name.endswith("/constants.pkl") for name in names)
+            return not script and any(name.endswith("data.pkl") for name in names)
+    with path.open("rb") as stream:
+        return stream.read(1) == b"\x80"
 
 
 def _exported(path: Path) -> torch.nn.Module:
     archive = clean_export(path)
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), _silent():
         warnings.simplefilter("ignore")
         try:
             return torch.export.load(archive).module()
@@ -122,19 +127,48 @@ def read_weights(path: Path) -> dict[str, torch.Tensor]:
     Raises DataError where there is none or it cannot be read.
     """
     file = path / "model.safetensors" if path.is_dir() else path
-    if not file.is_file():
-        raise DataError(f"{file} does not exist; weights are a .safetensors file, or a folder of a run.")
+    if path.is_dir():
+        check_folder(path)
+    _check_file(file, f"{file} does not exist; weights are a .safetensors file, or a folder of a run.")
     if file.suffix in (".pt", ".pth", ".pt2"):
         state = load_module(str(file)).state_dict()
         return {name: value.detach().cpu() for name, value in state.items() if isinstance(value, torch.Tensor)}
     if file.suffix != ".safetensors":
         raise DataError(f"{file} is not a .safetensors file; convert it with safetensors.torch.save_file.")
+    return read_tensors(file)
+
+
+def read_tensors(file: Path) -> dict[str, torch.Tensor]:
+    """The tensors of a .safetensors file, on the CPU. Raises DataError where it cannot be read."""
     try:
+        check_regular(file)
         return load_file(file)
-    except (SafetensorError, OSError, ValueError) as error:
+    # Of types that torch or safetensors lack, one or the other says so in its own way.
+    except (SafetensorError, OSError, ValueError, TypeError, KeyError, RuntimeError, MemoryError) as error:
         raise DataError(f"{file} cannot be read as .safetensors: {_line(error)}.") from None
+
+
+def _check_file(path: Path, absent: str) -> None:
+    try:
+        check_regular(path)
+    except FileNotFoundError:
+        raise DataError(absent) from None
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror}.") from None
+
+
+@contextmanager
+def _silent() -> Iterator[None]:
+    """Without the log of a library that also raises what it logs."""
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logging.disable(before)
 
 
 def _line(error: BaseException) -> str:
     """The first words of another library's error, as one line."""
-    return " ".join(str(error).split()).rstrip(".")[:150] or type(error).__name__
+    text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    return " ".join(text.split()).rstrip(".")[:150] or type(error).__name__
