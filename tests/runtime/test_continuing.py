@@ -16,13 +16,13 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from rdp_calc import verify_document
+from rdp_calc import calibrate, verify_document
 from rdp_calc.documents import digest, read_document
 from rdp_calc.errors import DataError, GuardFailed, InvalidInput
 from rdp_calc.history import History
 from rdp_calc.methods.descent_to_delete import DescentToDelete
 from rdp_calc.methods.langevin import Langevin
-from rdp_calc.plan import Plan, plan_from_json
+from rdp_calc.plan import Plan, plan_from_json, plan_from_result
 from unlearn_runtime import continuing
 from unlearn_runtime.bindings import file_sha256
 from unlearn_runtime.execution import Execution
@@ -348,9 +348,6 @@ def test_each_of_two_comparisons_is_enough(
 
 def with_requests(plan: Plan, requests: tuple[tuple[int, int], ...]) -> Plan:
     """A plan of the same learning for other requests; its proof is not looked at here."""
-    from rdp_calc import calibrate
-    from rdp_calc.plan import plan_from_result
-
     group = sum(size for size, _ in requests)
     method: Any = dataclasses.replace(
         plan.method,
@@ -434,6 +431,15 @@ def test_rewinding_goes_back_to_what_its_own_plan_kept(
     settings: dict[str, Any] = {"data": two_classes, "phase": "unlearn", "forget": "5", "continuing": True}
     with refused("another plan"):
         run_plan(other, start=tmp_path / "learned", output=tmp_path / "no", **settings)
+    # The same noise, and other steps: what was kept is an iterate of other steps before the end.
+    made = plan_from_json(plan)
+    method: Any = dataclasses.replace(made.method, unlearn_steps=5)  # type: ignore[call-arg]
+    target = dataclasses.replace(made.target, epsilon=1e5)
+    noise = calibrate.at_noise(method, target, noise=made.noise, bound="shifted")
+    fewer = plan_from_result(method, noise, target, data=made.data, executed_learn_steps=9, init="zeros")
+    assert fewer.noise_std == made.noise_std
+    with refused("another plan"):
+        run_plan(fewer.to_json(), start=tmp_path / "learned", output=tmp_path / "no", **settings)
     run_plan(plan, start=tmp_path / "learned", output=tmp_path / "first", **settings)
     assert not (tmp_path / "first" / "private" / "learning.json").exists()
 

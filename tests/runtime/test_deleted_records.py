@@ -6,21 +6,26 @@ import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
 import pytest
+import torch
 from safetensors.numpy import load_file
 
 from rdp_calc import verify_document
 from rdp_calc.documents import digest, read_document
 from rdp_calc.errors import DataError, GuardFailed
 from rdp_calc.history import History
-from rdp_calc.plan import Plan, plan_from_json
+from rdp_calc.plan import DataSpec, Plan, plan_from_json
 from unlearn_runtime.bindings import data_fingerprint, record_digests
 from unlearn_runtime.data import Dataset
 from unlearn_runtime.execution import Execution
+from unlearn_runtime.models.builtin import build
+from unlearn_runtime.network import Network
+from unlearn_runtime.network_records import prepare_network_records
 from unlearn_runtime.removed import blanked
 from unlearn_runtime.run import run_plan
 
@@ -42,6 +47,7 @@ CHAINS = {
 }
 FROM_LEARNED = {
     "newton": f"newton {LOGISTIC} {SOLVED}",
+    "newton, none": f"newton {LOGISTIC} {SOLVED} --preprocess none",
     "newton, zero-out": f"newton {LOGISTIC} {SOLVED} --adjacency zero-out",
     "hessian-free": f"hessian-free --batch-size 20 --step-size 0.5 --epochs 3 {LOGISTIC}",
 }
@@ -278,6 +284,20 @@ def test_records_longer_than_the_norm_are_refused_as_long_as_they_are_there(
     plan = template(CHAINS["langevin, none"])
     with refused("row 7", GuardFailed):
         learn(plan, write("long", 7, 3.0), tmp_path / "learned")
+
+
+def test_records_removed_before_are_not_measured_on(blobs: Callable[..., tuple[Array, Array]]) -> None:
+    x, y = blobs(n=9)
+    network = Network(build("mlp:3", 4, 2, None), device=torch.device("cpu"))
+    plan = cast("Any", SimpleNamespace(data=DataSpec(features=4, classes=("0", "1")), method=None))
+    dataset = Dataset(x_train=x, y_train=y, x_test=None, y_test=None, source="here")
+    for gone, shown in ((None, [2, 5, 7]), (np.array([2, 7]), [5]), (np.array([2, 5, 7]), [])):
+        split = prepare_network_records(plan, dataset, np.array([2, 5, 7]), network=network, gone=gone)
+        assert split.retained is not None
+        assert len(split.retained.rows) == 6
+        assert (split.forgotten is None) == (not shown)
+        if split.forgotten is not None:
+            assert np.array_equal(split.forgotten.rows.numpy(), x[shown].astype(np.float32))
 
 
 # The fingerprints themselves
