@@ -267,13 +267,14 @@ def _salt_sha256(ledger: Ledger) -> str:
 def _connect(uri: str, wait: float) -> sqlite3.Connection:
     connection = sqlite3.connect(uri, timeout=wait, isolation_level=None, uri=True)
     connection.execute("PRAGMA foreign_keys = ON")
-    connection.execute("PRAGMA synchronous = FULL")
     connection.execute("PRAGMA trusted_schema = OFF")
     return connection
 
 
 def _writable(path: Path, wait: float) -> sqlite3.Connection:
-    return _connect(f"file:{urllib.parse.quote(str(path))}?mode=rw", wait)
+    connection = _connect(f"file:{urllib.parse.quote(str(path))}?mode=rw", wait)
+    connection.execute("PRAGMA synchronous = FULL")
+    return connection
 
 
 def _readable(path: Path, wait: float) -> sqlite3.Connection:
