@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from harness import clock, syscalls
+from harness.mutations import MUTATIONS
 
 _NEW_NAMESPACE, _NEW_USERS = 0x00020000, 0x10000000
 _BIND, _REMOUNT, _READ_ONLY, _PRIVATE, _RECURSIVE = 4096, 32, 1, 1 << 18, 16384
@@ -36,6 +37,8 @@ def live(request: dict[str, Any], folder: str, channel: socket.socket, out: int,
         place = _disk(folder, fault)
         os.chdir(place)
         _limits(fault)
+        if "mutation" in request:
+            MUTATIONS[request["mutation"]]()
         if request.get("watched", True):
             syscalls.hand_over(channel)
         else:

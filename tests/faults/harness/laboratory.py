@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import os
 import random
+import shlex
 import shutil
+import signal
+import sqlite3
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from harness import checks, ledgers, verbs
 from harness.client import Outcome, Server
+from harness.damage import HARMS, Reader
 from harness.faults import DRAWS, Fault
 from harness.ledgers import Ledgers, LedgerVerb
 from harness.verbs import Verb
@@ -122,6 +127,114 @@ class Laboratory:
                 self.ledgers.repeat(verb, folder, before, done=done)
             except AssertionError as error:
                 return Result(verb.name, fault, _ending(outcome), str(error) or "assertion", outcome)
+            return Result(verb.name, fault, _ending(outcome), None, outcome)
+
+    def harmed(self, reader: Reader, harm: str, draws: random.Random) -> Result:
+        """A command whose input was changed: refused in one line with nothing made, or the change meant nothing."""
+        fault = Fault(harm)
+        with self.fresh() as folder:
+            path = folder / reader.file
+            if not path.exists():
+                self._make_checkpoint(folder, reader)
+            whole = path.read_bytes()
+            content = HARMS[harm](whole, draws)
+            path.write_bytes(content)
+            before = checks.listing(folder)
+            outcome = self.server.run(folder, reader.arguments)
+            fault = Fault(harm, {"file": reader.file, "bytes": len(content)})
+            try:
+                checks.one_line(outcome)
+                if reader.sealed and content != whole:
+                    assert outcome.code != 0, "a changed file is taken"
+                if outcome.code != 0:
+                    beside = (f"{reader.file}-wal", f"{reader.file}-shm")
+                    checks.untouched(checks.listing(folder), before, beside)
+            except AssertionError as error:
+                return Result(reader.name, fault, _ending(outcome), str(error), outcome)
+            return Result(reader.name, fault, _ending(outcome), None, outcome)
+
+    def _make_checkpoint(self, folder: Path, reader: Reader) -> None:
+        """A run killed right after it saved."""
+        trace = self.server.run(folder, f"{reader.arguments} --checkpoint-every 0.001", trace=True).trace
+        shutil.rmtree(folder / "new")
+        at = next(i for i, (name, paths) in enumerate(trace, 1) if name == "rename" and paths[-1] == "saved") + 1
+        self.server.run(folder, f"{reader.arguments} --checkpoint-every 0.001", {"at": at, "signal": 9})
+        for name in checks.partials(folder):
+            (folder / name).unlink()
+
+    def together(self, first: Verb | LedgerVerb, second: Verb | LedgerVerb, at: int) -> Result:
+        """Two commands in one folder: the second runs, or waits, while the first is held up amid its writing.
+
+        Neither may fail but for being told of the other, and what each was acknowledged is there.
+        """
+        fault = Fault("two at once", {"at": at})
+        runs = [{"arguments": shlex.split(verb.arguments)} for verb in (first, second)]
+        with self.fresh() as folder:
+            names = sorted({verb.ledger for verb in (first, second) if isinstance(verb, LedgerVerb)})
+            was = {name: ledgers.before(folder, name) for name in names}
+            runs[0]["fault"] = {"at": at}  # type: ignore[assignment]
+            outcomes = self.server.together(folder, runs)
+            ending = ", ".join(map(_ending, outcomes))
+            try:
+                for outcome in outcomes:
+                    checks.one_line(outcome)
+                assert any(outcome.code == 0 for outcome in outcomes), f"both fail: {[o.err for o in outcomes]}"
+                hidden = [name for name in ("saved", *checks.partials(folder)) if (folder / name).exists()]
+                assert not hidden, f"left behind: {hidden}"
+                for name, before in was.items():
+                    self.ledgers.acknowledged(folder, name, before, outcomes)
+                    # The secret beside it is its own.
+                    more = self.server.run(folder, f"ledger request {name} --forget 59 -q")
+                    assert more.code == 0, f"no request is taken any more: {more.err}"
+                for verb, outcome in zip((first, second), outcomes, strict=True):
+                    for target, check in verb.targets.items():
+                        if outcome.code == 0 or (folder / target).exists():
+                            check(folder / target)
+            except AssertionError as error:
+                return Result(f"{first.name} + {second.name}", fault, ending, str(error), outcomes[0])
+            return Result(f"{first.name} + {second.name}", fault, ending, None, outcomes[0])
+
+    def crowd(self, size: int, draws: random.Random, *, kills: int) -> Result:
+        """So many processes that each register a request with one ledger at once, some of them killed."""
+        name = "asked.ledger"
+        rows = draws.sample(range(23, 60), size)
+        runs: list[dict[str, Any]] = [
+            {"arguments": ["ledger", "request", name, "--forget", str(row), "-q", "--wait", "60"]} for row in rows
+        ]
+        for run in draws.sample(runs, kills):
+            run["fault"] = {"at": draws.randint(1, 36), "signal": int(signal.SIGKILL)}
+        fault = Fault("crowd", {"processes": size, "kills": kills})
+        with self.fresh() as folder:
+            before = ledgers.before(folder, name)
+            outcomes = self.server.together(folder, runs)
+            ending = f"{sum(outcome.code == 0 for outcome in outcomes)} acknowledged"
+            try:
+                for outcome, run in zip(outcomes, runs, strict=True):
+                    if "fault" not in run:
+                        checks.one_line(outcome)
+                        assert outcome.code == 0, outcome.err
+                self.ledgers.acknowledged(folder, name, before, outcomes)
+                added = len(ledgers.entries(folder, name)) - len(before.entries)
+                assert size - kills <= added <= size, f"{added} requests of {size}"
+            except AssertionError as error:
+                return Result("ledger request", fault, ending, str(error))
+            return Result("ledger request", fault, ending, None)
+
+    def locked(self, verb: LedgerVerb) -> Result:
+        """A command on a ledger that another process holds locked: told so in one line, and nothing changes."""
+        fault = Fault("locked")
+        with self.fresh() as folder:
+            before = ledgers.before(folder, verb.ledger)
+            with closing(sqlite3.connect(folder / verb.ledger, isolation_level=None)) as holder:
+                holder.execute("BEGIN IMMEDIATE")
+                outcome = self.server.run(folder, f"{verb.arguments} --wait 0.1")
+                holder.execute("ROLLBACK")
+            try:
+                assert outcome.code == 6, f"exit code {outcome.code}: {outcome.err}"
+                done = self.ledgers.after(verb, fault, folder, before, outcome, silent=False)
+                self.ledgers.repeat(verb, folder, before, done=done)
+            except AssertionError as error:
+                return Result(verb.name, fault, _ending(outcome), str(error), outcome)
             return Result(verb.name, fault, _ending(outcome), None, outcome)
 
     def _repeat(

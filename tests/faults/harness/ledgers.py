@@ -146,6 +146,15 @@ class Ledgers:
         done = self.server.run(folder, f"ledger verify {name} {heads} -q")
         assert (done.code, done.out.strip()) == (0, "ok"), f"verify: {done.code} {done.out} {done.err}"
 
+    def acknowledged(self, folder: Path, name: str, before: Before, outcomes: list[Outcome]) -> None:
+        """After several commands at once: all entries from before, everything acknowledged, and it verifies."""
+        self.verified(folder, name, [*before.receipts, *(text for each in outcomes for text in _receipt(each))])
+        now = entries(folder, name)
+        assert now[: len(before.entries)] == before.entries, "entries changed or are gone"
+        kinds = [entry["kind"] for entry in now]
+        for kind in ("certificate", "learning"):
+            assert kinds.count(kind) <= 1, f"{kinds.count(kind)} entries {kind}"
+
     def after(
         self, verb: LedgerVerb, fault: Fault, folder: Path, before: Before, outcome: Outcome, *, silent: bool
     ) -> bool:

@@ -1,0 +1,171 @@
+"""Commands that write, killed at any system call, on full and broken disks, two at once: nothing half, nothing lost.
+
+``run.py`` runs as many of these cases as it is told to.
+"""
+
+from __future__ import annotations
+
+import random
+import signal
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from harness import damage, ledgers, verbs
+from harness.faults import DRAWS, Fault
+
+VERBS = {verb.name: verb for verb in (*verbs.VERBS, *ledgers.VERBS)}
+
+#: A second request, beside the one of the verb.
+OTHER = replace(VERBS["ledger request"], arguments="ledger request asked.ledger --forget 11 -q")
+
+#: Verbs of the default tests, each with faults besides a kill.
+SAMPLE = {
+    "plan over a plan": ("disk fills", "read-only"),
+    "run learn": ("full disk", "interrupt"),
+    "run unlearn": ("term", "error once"),
+    "run all": ("reader gone", "disk fills"),
+    "features": ("file size", "hangup"),
+    "baseline": ("stdout full", "no room once"),
+    "curve": ("term", "stdout closed"),
+    "keys sign": ("disk breaks",),
+    "ledger request": ("clock", "disk fills"),
+    "ledger batch": ("error once",),
+    "ledger run": ("term", "full disk"),
+}
+
+
+def holds(result: Any) -> None:
+    point = "" if result.outcome is None else result.outcome.point
+    assert result.violation is None, f"{result.verb}, {result.fault}, at {point}: {result.violation}"
+
+
+@pytest.mark.parametrize("name", SAMPLE)
+def test_a_few_faults(name: str, laboratory: Any) -> None:
+    draws = random.Random(f"a few {name}")
+    for kind in ("kill", *SAMPLE[name]):
+        holds(laboratory.case(VERBS[name], laboratory.draw(VERBS[name], kind, draws)))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name, verb in VERBS.items() if not verb.slow])
+def test_many_kills(name: str, laboratory: Any) -> None:
+    draws = random.Random(f"many {name}")
+    for _ in range(24):
+        holds(laboratory.case(VERBS[name], laboratory.draw(VERBS[name], "kill", draws)))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", VERBS)
+def test_every_fault(name: str, laboratory: Any) -> None:
+    draws = random.Random(f"every {name}")
+    for kind in ("kill", "term", "interrupt", "disk fills", "error once") if VERBS[name].slow else DRAWS:
+        holds(laboratory.case(VERBS[name], laboratory.draw(VERBS[name], kind, draws)))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "name", ["run unlearn", "ledger batch", "ledger run, checkpoint", "ledger learn", "ledger init"]
+)
+def test_a_kill_at_every_call(name: str, laboratory: Any) -> None:
+    events = laboratory.undisturbed(VERBS[name]).outcome.events
+    assert events > 20
+    for at in range(1, events + 1):
+        holds(laboratory.case(VERBS[name], Fault("kill", {"at": at, "signal": int(signal.SIGKILL)}, kills=True)))
+
+
+@pytest.mark.parametrize(
+    ("first", "second"), [("ledger request", "other"), ("ledger run", "ledger run"), ("run all", "run all")]
+)
+def test_two_at_once(first: str, second: str, laboratory: Any) -> None:
+    events = laboratory.undisturbed(VERBS[first]).outcome.events
+    holds(laboratory.together(VERBS[first], VERBS.get(second, OTHER), random.Random(first).randint(1, events)))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        ("ledger request", "other"),
+        ("ledger batch", "other"),
+        ("ledger plan", "other"),
+        ("ledger run", "ledger run"),
+        ("ledger learn", "ledger learn"),
+        ("ledger init", "ledger init"),
+        ("ledger export", "other"),
+        ("run all", "run all"),
+        ("run, no checkpoint", "run, no checkpoint"),
+        ("plan over a plan", "plan over a plan"),
+        ("features", "features"),
+        ("baseline", "baseline"),
+        ("keys new", "keys new"),
+    ],
+)
+def test_two_at_once_wherever_one_is(first: str, second: str, laboratory: Any) -> None:
+    events = laboratory.undisturbed(VERBS[first]).outcome.events
+    for at in sorted({1, 2, events, *random.Random(first).sample(range(1, events + 1), 6)}):
+        holds(laboratory.together(VERBS[first], VERBS.get(second, OTHER), at))
+
+
+def test_many_processes_on_one_ledger(laboratory: Any) -> None:
+    holds(laboratory.crowd(8, random.Random(1), kills=2))
+
+
+@pytest.mark.slow
+def test_crowds_on_one_ledger(laboratory: Any) -> None:
+    draws = random.Random(2)
+    for kills in (0, 6, 12):
+        holds(laboratory.crowd(30, draws, kills=kills))
+
+
+@pytest.mark.parametrize("name", ["ledger request", "ledger plan"])
+def test_a_locked_ledger(name: str, laboratory: Any) -> None:
+    holds(laboratory.locked(VERBS[name]))
+
+
+@pytest.mark.parametrize("reader", damage.READERS, ids=lambda reader: reader.name)
+def test_damaged_input(reader: damage.Reader, laboratory: Any) -> None:
+    draws = random.Random(reader.name)
+    holds(laboratory.harmed(reader, draws.choice(list(damage.HARMS)), draws))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("reader", damage.READERS, ids=lambda reader: reader.name)
+def test_much_damaged_input(reader: damage.Reader, laboratory: Any) -> None:
+    draws = random.Random(f"much {reader.name}")
+    for harm in damage.HARMS:
+        for _ in range(4):
+            holds(laboratory.harmed(reader, harm, draws))
+
+
+def found_out(name: str, mutation: str, spec: dict[str, Any], laboratory: Any) -> bool:
+    verb = VERBS[name]
+    events = laboratory.undisturbed(verb).outcome.events
+    for at in range(1, events + 1):
+        fault = Fault("kill", {**spec, "at": at}, {"mutation": mutation}, kills=spec["signal"] == signal.SIGKILL)
+        if laboratory.case(verb, fault).violation is not None:
+            return True
+    return False
+
+
+@pytest.mark.parametrize(
+    ("name", "mutation", "number"),
+    [("plan over a plan", "in place", signal.SIGKILL), ("baseline", "no cleaning", signal.SIGTERM)],
+)
+def test_a_wrong_way_to_write_is_found_out(name: str, mutation: str, number: int, laboratory: Any) -> None:
+    assert found_out(name, mutation, {"signal": int(number)}, laboratory)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "mutation"), [("ledger batch", "no transaction"), ("ledger run", "no adoption")])
+def test_a_wrong_ledger_is_found_out(name: str, mutation: str, laboratory: Any) -> None:
+    assert found_out(name, mutation, {"signal": int(signal.SIGKILL)}, laboratory)
+
+
+def test_names_before_bytes_are_found_out(laboratory: Any) -> None:
+    from harness import checks
+
+    with laboratory.fresh() as folder:
+        done = laboratory.server.run(folder, VERBS["run learn"].arguments, trace=True, mutation="no flush")
+    with pytest.raises(AssertionError, match="named before"):
+        checks.durable(done.trace)
