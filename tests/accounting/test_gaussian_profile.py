@@ -170,6 +170,8 @@ def test_monotone(mu: float, factor: float, epsilon: float) -> None:
 @pytest.mark.parametrize("delta", [1e-9, 1e-6, 1e-3])
 def test_dp_accounting_agrees_with_the_analytic_gaussian(epsilon: float, delta: float) -> None:
     peer = pytest.importorskip("dp_accounting")
+    if not hasattr(peer, "get_sigma_gaussian"):
+        pytest.skip("dp-accounting has it from 0.6 on")
     noise = 1 / gaussian.mu(epsilon=epsilon, delta=delta)
     assert peer.get_sigma_gaussian(epsilon, delta) == pytest.approx(noise, rel=1e-6)
     assert peer.get_epsilon_gaussian(noise, delta) == pytest.approx(epsilon, rel=1e-6)
