@@ -124,7 +124,10 @@ def register(ledger: Ledger, asked: Iterator[Asked] | Sequence[Asked], *, now: s
         first = number = summary.count_requests(ledger.connection) + 1
         records = 0
         for request in asked:
-            received, due = request.wording.times(now)
+            try:
+                received, due = request.wording.times(now)
+            except InvalidInput as error:
+                raise InvalidInput(f"{str(error).rstrip('.')}{request.where}.") from None
             hashes = {record(row): row for row in request.ids.tolist()}
             for mine, row in hashes.items():
                 earlier = summary.repeated(ledger.connection, mine)

@@ -61,10 +61,10 @@ def secret_path(ledger: Path) -> Path:
     return real.with_name(real.name + ".secret")
 
 
-def read_secret(ledger: Path, expected: str) -> Secret:
+def read_secret(ledger: Path, expected: str, *, only_mine: bool = True) -> Secret:
     """The secret of ``ledger``, whose SHA-256 must be ``expected``.
 
-    Raises DataError where it is missing, readable by others, damaged, or that of another ledger.
+    Raises DataError where it is missing, with ``only_mine`` readable by others, damaged, or that of another ledger.
     """
     path = secret_path(ledger)
     try:
@@ -75,7 +75,7 @@ def read_secret(ledger: Path, expected: str) -> Secret:
         ) from None
     if not stat.S_ISREG(status.st_mode):
         raise DataError(f"the secret {path} is not a regular file; put the file itself there.")
-    if status.st_mode & 0o077:
+    if only_mine and status.st_mode & 0o077:
         raise DataError(f"others may read the secret {path}; protect it: chmod 600 {path}.")
     document = documents.read_document(path)
     if documents.field(document, "schema", "text") != SECRET_SCHEMA:

@@ -310,6 +310,9 @@ def named(path: Path, wait: float) -> Iterator[None]:
     except sqlite3.Error as error:
         damaged = getattr(error, "sqlite_errorcode", 0) & 0xFF in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
         raise (DamagedLedger if damaged else DataError)(_described(path, error, wait)) from None
+    except UnicodeDecodeError:
+        # Of a text in the file, which may be one of SQLite's own that it wants to complain about.
+        raise DamagedLedger(f"{path} is damaged; restore it from a backup.") from None
 
 
 _SAID: dict[int, Callable[[Path, float], str]] = {

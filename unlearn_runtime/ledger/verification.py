@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hmac
 import itertools
+import os
 import sqlite3
 from collections.abc import Iterable, Iterator
-from contextlib import closing, suppress
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -153,10 +154,9 @@ def _strict(ledger: Ledger) -> Iterator[Entry]:
 
 def _head(ledger: Ledger) -> tuple[Check, tuple[str, ...]]:
     try:
-        with suppress(RdpCalcError):
-            # A ledger without its secret can still be checked; a wrong secret is told below.
-            if secret_path(ledger.path).exists():
-                ledger.secret = read_secret(ledger.path, str(ledger.entry(1).body.get("salt_sha256")))
+        # Others may check a ledger without its secret.
+        if os.access(secret_path(ledger.path), os.R_OK):
+            ledger.secret = read_secret(ledger.path, str(ledger.entry(1).body.get("salt_sha256")), only_mine=False)
         head = ledger.check_head()
     except RdpCalcError as error:
         return Check("head", False, str(error)), ()
