@@ -12,6 +12,7 @@ import json
 import sys
 import time
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,12 +24,14 @@ import torch
 
 from rdp_calc.errors import DataError, GuardFailed, InvalidInput
 from rdp_calc.training import check_model
+from unlearn_runtime.array_files import DAMAGED_HEADER, read_header
 from unlearn_runtime.data import Dataset, load, preprocess, select_classes
 from unlearn_runtime.data.prepare import LARGEST_FEATURE_NORM
 from unlearn_runtime.folders import move, remove_stale, reserve, working_folder
 from unlearn_runtime.models import build, input_shape_for, load_module, read_weights
 from unlearn_runtime.network import check_tensors, set_mode, some_names
 from unlearn_runtime.stepper import Progress
+from unlearn_runtime.tensor_files import save_array
 
 FEATURES_SCHEMA = "rdp-calc/features/1"
 _CACHE_SCHEMA = "rdp-calc/features-source/1"
@@ -238,7 +241,7 @@ def _write(
     if dataset.x_test is not None and dataset.y_test is not None:
         parts.append(("test", dataset.x_test, dataset.y_test))
     for part, rows, labels in parts:
-        np.save(folder / f"y_{part}.npy", labels, allow_pickle=False)
+        save_array(labels, folder / f"y_{part}.npy")
         target: Array | None = None
         starts = range(0, len(rows), batch_size)
         with progress(f"features, {part}", len(starts)) as on_step:
@@ -276,10 +279,14 @@ def _source_of(path: Path) -> str | None:
 
 
 def _width(path: Path) -> int:
-    with np.load(path, mmap_mode="r", allow_pickle=False) as archive, archive.zip.open("X_train.npy") as stream:
-        version = np.lib.format.read_magic(stream)
-        shape, _, _ = np.lib.format.read_array_header_1_0(stream) if version == (1, 0) else ((0, 0), 0, 0)
-    return int(shape[1])
+    try:
+        with zipfile.ZipFile(path) as archive, archive.open("X_train.npy") as stream:
+            shape, _, _ = read_header(stream, archive.getinfo("X_train.npy").file_size)
+    except (OSError, KeyError, RuntimeError, zipfile.BadZipFile, zlib.error, *DAMAGED_HEADER):
+        shape = ()
+    if len(shape) != 2:
+        raise DataError(f"{path} is damaged; delete it.")
+    return shape[1]
 
 
 def _fingerprint(dataset: Dataset, module: torch.nn.Module, model: str, **options: Any) -> str:

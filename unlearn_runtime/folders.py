@@ -77,6 +77,24 @@ def _leave(number: int, frame: FrameType | None) -> None:
 
 
 @contextmanager
+def _undisturbed() -> Iterator[None]:
+    """Inside the block signals that ask the process to end wait until it has ended."""
+    waiting: list[int] = []
+    held = {}
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGINT, *TERMINATIONS):
+            if signal.getsignal(number) not in (None, signal.SIG_IGN):
+                held[number] = signal.signal(number, lambda number, frame: waiting.append(number))
+    try:
+        yield
+    finally:
+        for number, handler in held.items():
+            signal.signal(number, handler)
+        if waiting:
+            signal.raise_signal(waiting[0])
+
+
+@contextmanager
 def new_folder(target: Path) -> Iterator[Path]:
     """A working folder beside ``target`` that becomes ``target`` in one rename when the block ends well, safe on disk
     by then.
@@ -122,10 +140,11 @@ def working_folder(target: Path) -> Iterator[Path]:
         except OSError as error:
             raise _named(error, target) from None
         finally:
-            # First, because removing takes descriptors too and there may be no other.
-            if lock >= 0:
-                os.close(lock)
-            shutil.rmtree(path, ignore_errors=True)
+            with _undisturbed():
+                # First, because removing takes descriptors too and there may be no other.
+                if lock >= 0:
+                    os.close(lock)
+                shutil.rmtree(path, ignore_errors=True)
 
 
 @contextmanager
@@ -133,8 +152,8 @@ def replacement(path: Path, *, mode: int = 0o600, new: bool = False) -> Iterator
     """A stream whose content becomes ``path`` in one rename when the block ends well, safe on disk by then.
 
     When anything fails, SIGTERM included, the old content stays. The new file has the permissions ``mode``; until then
-    only the owner can read it. With ``new`` a file that is there by then is left alone, and FileExistsError raised. First
-    what killed processes left of the same file is removed.
+    only the owner can read it. With ``new`` a file that is there by then is left alone, and FileExistsError raised.
+    First what killed processes left of the same file is removed.
     """
     remove_stale(path)
     name, lock = _hidden(path), -1
@@ -159,7 +178,7 @@ def replacement(path: Path, *, mode: int = 0o600, new: bool = False) -> Iterator
             raise _named(error, path) from None
         finally:
             # Nothing is there any more where all went well; on a broken disk nothing can be done.
-            with suppress(OSError):
+            with suppress(OSError), _undisturbed():
                 name.unlink(missing_ok=True)
 
 

@@ -35,7 +35,7 @@ from unlearn_runtime.job import Job, State
 from unlearn_runtime.keys import SigningKey
 from unlearn_runtime.learned import LEARNING_SCHEMA, RECORD, RECORD_DIGESTS, STATE
 from unlearn_runtime.noise import SEEDED, GaussianSource
-from unlearn_runtime.tensor_files import save_file
+from unlearn_runtime.tensor_files import save_array, save_file
 
 AUDIT_SCHEMA = "rdp-calc/audit-record/1"
 
@@ -155,7 +155,7 @@ class Release:
             return None
         path = folder / RECORD_DIGESTS
         path.touch(mode=0o600)
-        np.save(path, record_digests(key, self.admitted.dataset), allow_pickle=False)
+        save_array(record_digests(key, self.admitted.dataset), path)
         return file_sha256(path)
 
     @property

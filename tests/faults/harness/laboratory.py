@@ -275,7 +275,7 @@ def _after(
             continue
         try:
             check(folder / target)
-        except (AssertionError, OSError, ValueError, KeyError) as error:
+        except Exception as error:
             raise AssertionError(f"{target} is not whole: {error}") from None
         fresh += 1
     temporary = folder.with_name("temporary")

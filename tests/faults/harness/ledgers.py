@@ -172,7 +172,7 @@ class Ledgers:
             if checks.below(checks.listing(folder), target) != checks.below(before.found, target):
                 try:
                     check(path)
-                except (AssertionError, OSError, ValueError, KeyError) as error:
+                except Exception as error:
                     raise AssertionError(f"{target} is not whole: {error}") from None
             assert outcome.code != 0 or path.exists(), f"exit code 0 without {target}"
         hidden = checks.partials(folder)
