@@ -11,6 +11,12 @@ from torch.nn import functional
 
 from rdp_calc.errors import DataError, GuardFailed, InvalidInput
 
+#: Kinds of numbers a model may hold: those that torch computes with, and counts in buffers.
+_DTYPES = (
+    *(torch.float64, torch.float32, torch.float16, torch.bfloat16),
+    *(torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool),
+)
+
 
 class Network:
     """A torch module whose trainable numbers are one flat vector of p numbers.
@@ -164,11 +170,15 @@ class Network:
     def load(self, tensors: dict[str, torch.Tensor]) -> None:
         """Copy a state dict into the module, rounded to its dtypes; the flat buffer stays the parameters' storage.
 
-        Raises DataError for the first name or shape that does not match, and for numbers that are not finite; nothing
-        is copied then.
+        Raises DataError for the first name, shape or kind of number that does not match, and for numbers that are not
+        finite; nothing is copied then.
         """
         state = self._state()
         check_tensors(tensors, {name: tuple(tensor.shape) for name, tensor in state.items()})
+        for name, tensor in state.items():
+            found, wanted = tensors[name].dtype, tensor.dtype
+            if found.is_floating_point != wanted.is_floating_point:
+                raise DataError(f"tensor {name} of the model file is {_named(found)}, the model's is {_named(wanted)}.")
         with torch.no_grad():
             for name, tensor in state.items():
                 tensor.copy_(tensors[name])
@@ -215,17 +225,24 @@ def trainable_names(module: torch.nn.Module, patterns: tuple[str, ...] | None) -
 
 
 def check_tensors(tensors: dict[str, torch.Tensor], shapes: dict[str, tuple[int, ...]]) -> None:
-    """Raise DataError unless ``tensors`` has exactly these names and shapes, and finite numbers."""
+    """Raise DataError unless ``tensors`` has exactly these names and shapes, and finite numbers of a usual kind."""
     for name, shape in shapes.items():
         if name not in tensors:
             raise DataError(f"the model file has no tensor {name}; it has {some_names(tensors)}.")
         if tuple(tensors[name].shape) != shape:
             raise DataError(f"tensor {name} of the model file has shape {tuple(tensors[name].shape)}, not {shape}.")
+        kind = tensors[name].dtype
+        if kind not in _DTYPES:
+            raise DataError(f"tensor {name} of the model file is {_named(kind)}, which no model here can hold.")
         if not torch.isfinite(tensors[name]).all():
             raise DataError(f"tensor {name} of the model file has numbers that are not finite.")
     for name in tensors:
         if name not in shapes:
             raise DataError(f"the model file has a tensor {name} that the model does not have.")
+
+
+def _named(kind: torch.dtype) -> str:
+    return str(kind).removeprefix("torch.")
 
 
 def some_names(names: dict[str, Any]) -> str:

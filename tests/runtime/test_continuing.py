@@ -531,6 +531,9 @@ def test_what_voids_a_run_voids_all_that_goes_on_from_it(ledger: Callable[..., L
         holds(history.forget([5]), "none")
         history.execution = {}
         for ids in ([9], [11]):
+            if name == "clipped":
+                # Nothing is claimed that rounding could void.
+                edit(history.folders[-1], rounding_error=1.0)
             found = holds(history.forget(ids), "none")
         assert ("deviation" in found["executed"]) == (name == "clipped")
 

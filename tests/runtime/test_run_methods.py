@@ -15,6 +15,7 @@ import numpy.typing as npt
 import pytest
 import torch
 from safetensors.numpy import load_file, save_file
+from safetensors.torch import save_file as save_torch
 
 from rdp_calc import verify_document
 from rdp_calc.documents import digest, read_document
@@ -331,6 +332,15 @@ def test_models_that_do_not_fit(run: Callable[..., Path], tmp_path: Path) -> Non
         path = tmp_path / f"{name}.safetensors"
         save_file(tensors, path)
         run(FINETUNE, f"--phase unlearn --start {path} --forget 5", name=f"no-{name}", code=6)
+    whole = {name: torch.from_numpy(value) for name, value in sound.items()}
+    for kind in (torch.int64, torch.bool, torch.complex64, torch.float8_e4m3fn):
+        save_torch(whole | {"2.bias": whole["2.bias"].to(kind)}, tmp_path / "kind.safetensors")
+        refused = run(FINETUNE, f"--start {tmp_path / 'kind.safetensors'} --forget 5", name="no-kind", code=6)
+        assert f"tensor 2.bias of the model file is {str(kind).removeprefix('torch.')}" in str(refused)
+    content = (tmp_path / "kind.safetensors").read_bytes()
+    for length in (0, 7, 8, 40, len(content) - 1):
+        (tmp_path / "kind.safetensors").write_bytes(content[:length])
+        run(FINETUNE, f"--start {tmp_path / 'kind.safetensors'} --forget 5", name="no-end", code=6)
     (tmp_path / "text.safetensors").write_text("not a model")
     run(FINETUNE, f"--phase unlearn --start {tmp_path / 'text.safetensors'} --forget 5", code=6)
     run(FINETUNE, f"--phase unlearn --start {tmp_path / 'none'} --forget 5", code=6)
