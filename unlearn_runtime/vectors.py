@@ -51,6 +51,18 @@ def bytes_needed(count: int, size: int, dtype: str) -> int:
     return count * (size * np.dtype(dtype).itemsize + 8 + _DIGEST_BYTES) + 3 * 128
 
 
+def check_room(folder: Path, count: int, size: int, dtype: str) -> str:
+    """What a store of ``count`` vectors of ``size`` numbers takes, in words. Raises InvalidInput where the disk of
+    ``folder`` has too little room for it.
+    """
+    needed = bytes_needed(count, size, dtype)
+    free = shutil.disk_usage(folder).free
+    shown = f"{count} vectors of {size} numbers in {dtype} take {_shown(needed)}"
+    if needed + _SPARE_BYTES > free:
+        raise InvalidInput(f"{shown}, and {folder} has {_shown(free)} free; use a smaller --store, or another disk.")
+    return shown
+
+
 @dataclass
 class VectorWriter:
     """A store under way: rows are written in any order, each once, then ``finish``.
@@ -72,13 +84,7 @@ class VectorWriter:
     def __post_init__(self) -> None:
         if self.dtype not in STORES:
             raise InvalidInput(f"store must be one of {', '.join(STORES)}, got {self.dtype!r}.")
-        needed = bytes_needed(self.count, self.size, self.dtype)
-        free = shutil.disk_usage(self.path.parent).free
-        shown = f"{self.count} vectors of {self.size} numbers in {self.dtype} take {_shown(needed)}"
-        if needed + _SPARE_BYTES > free:
-            raise InvalidInput(
-                f"{shown}, and {self.path.parent} has {_shown(free)} free; use a smaller --store, or another disk."
-            )
+        shown = check_room(self.path.parent, self.count, self.size, self.dtype)
         if self.announce is not None:
             self.announce(f"{shown}.")
         files = _Files.at(self.path)
