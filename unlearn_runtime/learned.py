@@ -13,14 +13,14 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 
 from rdp_calc import documents
 from rdp_calc.certificate import DEVIATIONS
-from rdp_calc.documents import read_document
+from rdp_calc.documents import read_document, read_text
 from rdp_calc.errors import DataError
 from rdp_calc.plan import Plan
+from rdp_calc.regular_files import check_folder
+from unlearn_runtime.array_files import map_array
 from unlearn_runtime.bindings import (
     RECORD_DIGEST_BYTES,
     data_fingerprint,
@@ -32,6 +32,7 @@ from unlearn_runtime.continuing import FROM_LEARNED, Carried, check_goes_on, che
 from unlearn_runtime.data import Dataset
 from unlearn_runtime.job import State
 from unlearn_runtime.models.loading import read_weights
+from unlearn_runtime.tensor_files import read_tensors
 
 LEARNING_SCHEMA = "rdp-calc/learning-record/1"
 
@@ -71,8 +72,8 @@ class Learned:
         further one tells more of it than its certificate says.
         """
         try:
-            return [] if self.folder is None else (self.folder / RELEASES).read_text(encoding="utf-8").split()
-        except (OSError, UnicodeDecodeError):
+            return [] if self.folder is None else read_text(self.folder / RELEASES).split()
+        except DataError:
             return []
 
     def note_release(self, digest: str) -> None:
@@ -114,7 +115,8 @@ class Learned:
                     f"{path} was made from other data than {dataset.source}; a history goes on with its own."
                 )
             removed = _NONE if found is None else found
-        return cls({}, read_weights(path), removed)
+        # Of what a history starts from every release is noted: a second one from the same model is not accounted for.
+        return cls({}, read_weights(path), removed, folder=path if continuing and path.is_dir() else None)
 
     @classmethod
     def read(
@@ -130,6 +132,7 @@ class Learned:
                 f"{folder} holds the answer to the last request of its plan, from which nothing goes on; start from a"
                 " learn run, and plan again for further requests."
             )
+        check_folder(folder)
         record = read_record(folder)
         (check_goes_on if continuing else check_same_plan)(record, plan, document, folder)
         executed = documents.field(record, "learn_steps", "integer", optional=True)
@@ -144,10 +147,7 @@ class Learned:
         path = folder / STATE
         if file_sha256(path) != documents.field(record, "state_sha256", "text"):
             raise DataError(f"{path} is not the state its record names; it was changed or damaged.")
-        try:
-            tensors = load_file(path)
-        except (SafetensorError, OSError, ValueError) as error:
-            raise DataError(f"cannot read {path}: {error}.") from None
+        tensors = read_tensors(path)
         return cls(
             record,
             tensors,
@@ -188,7 +188,7 @@ def _changed(folder: Path, record: dict[str, Any], plan: Plan, dataset: Dataset,
     path = folder / RECORD_DIGESTS
     if file_sha256(path) != wanted:
         raise DataError(f"{path} is not what the learning run wrote; it was changed or damaged.")
-    digests = np.load(path, allow_pickle=False)
+    digests = map_array(path)
     if digests.shape != (len(dataset.y_train), RECORD_DIGEST_BYTES):
         raise other
     return np.flatnonzero((digests != record_digests(key, dataset)).any(axis=1)).astype(np.int64)
@@ -206,6 +206,7 @@ def _forgotten(folder: Path, dataset: Dataset) -> Array | None:
     without such documents, None where it was made from other data. Raises DataError where the documents are damaged, or
     the one that names the records is missing.
     """
+    check_folder(folder)
     baseline = folder / "baseline.json"
     paths = folder / "private" / "audit.json", baseline if baseline.is_file() else folder / "certificate.json"
     if not paths[1].is_file():
@@ -219,7 +220,9 @@ def _forgotten(folder: Path, dataset: Dataset) -> Array | None:
     key = _key(audit, paths[0])
     stored = documents.field(audit, "forgotten_ids", "list")
     stored = stored + (documents.field(audit, "removed_before", "list", optional=True) or [])
-    numbers = np.array(sorted({documents.field({"id": number}, "id", "integer") for number in stored}), dtype=np.int64)
+    found = {documents.field({"id": number}, "id", "integer") for number in stored}
+    # What an array cannot hold the data do not have either.
+    numbers = np.array(sorted(max(-1, min(number, 2**62)) for number in found), dtype=np.int64)
     retained = documents.field(document, "fingerprints.retained", "text", optional=True)
     fits = len(numbers) == 0 or (numbers[0] >= 0 and numbers[-1] < len(dataset.y_train))
     if retained is None:

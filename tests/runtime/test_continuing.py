@@ -225,6 +225,11 @@ def test_any_model_keeps_what_was_forgotten_out(
     assert left_out == [[], [5, 7], [5, 7, 9], [5, 7, 9, 11, 20, 31]]
     with refused("id 5 was removed"):
         history.forget([5])
+    # Each model was started from once; a second release from one would show.
+    notes = [(folder / "private" / "releases.txt") for folder in history.folders]
+    digests = [read_document(folder / "certificate.json")["digest"] for folder in history.folders[1:]]
+    assert [note.read_text().split() for note in notes[:-1]] == [[text] for text in digests]
+    assert not notes[-1].exists()
     history.data = other_data([2])
     with refused("other data"):
         history.forget([3])

@@ -194,6 +194,10 @@ def test_a_plan_with_all_requests_goes_on_without_the_removed_records(
             rdp_calc_command(f"{check} --forget {ids} --data {data} -q")
         for other in ([3], [8, 9] if folder == "one" else [8]):
             assert "data" in rdp_calc_command(f"{check} --forget {ids} --data {write('other', other, 0.0)} -q", 5)
+    # What a run forgot itself must be there to evaluate it; what was removed before need not.
+    rdp_calc_command(f"evaluate {tmp_path}/two --data {blank} -q")
+    rdp_calc_command(f"evaluate {tmp_path}/two --data {two_classes} -q")
+    assert "other data" in rdp_calc_command(f"evaluate {tmp_path}/one --data {blank} -q", 6)
     report = json.loads(
         rdp_calc_command(
             f"verify {tmp_path}/two/certificate.json --record {tmp_path}/two/private/audit.json --forget 9"
