@@ -36,7 +36,7 @@ from unlearn_runtime.recollection_rounding import check_rounding, rounding_allow
 from unlearn_runtime.records import prepare_records, regulariser
 from unlearn_runtime.rounding import RoundingGuard
 from unlearn_runtime.stepper import Stepper
-from unlearn_runtime.vectors import VectorStore, VectorWriter
+from unlearn_runtime.vectors import VectorStore, VectorWriter, check_room
 
 Array = npt.NDArray[Any]
 
@@ -232,6 +232,9 @@ class HessianFreeGlmJob(GlmJob):
         change = total.view(model.outputs, model.features).t()
         state["weights"] += change.repeat(1, self.execution.chains)
         return self._release(state)
+
+    def check_room(self, folder: Path) -> None:
+        check_room(folder, self.method.dataset_size, self.size, self.training.store)
 
     def store(self, private: Path) -> dict[str, Any]:
         """Compute the vectors of all records and write them as they come."""

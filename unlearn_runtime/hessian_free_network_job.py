@@ -43,7 +43,7 @@ from unlearn_runtime.newton_network_job import Seen
 from unlearn_runtime.noise import GaussianSource
 from unlearn_runtime.recollection_rounding import check_rounding
 from unlearn_runtime.stepper import Stepper
-from unlearn_runtime.vectors import VectorWriter
+from unlearn_runtime.vectors import VectorWriter, check_room
 
 Array = npt.NDArray[Any]
 
@@ -128,6 +128,9 @@ class HessianFreeNetworkJob(NetworkJob):
             self._stepper.run(chain_name(name, chain), 1, {"total": total}, carry_out)
             found["weights"][chain] += total
         return self._released(found)
+
+    def check_room(self, folder: Path) -> None:
+        check_room(folder, self.method.dataset_size, self.size, self._training.store)
 
     def store(self, private: Path) -> dict[str, Any]:
         """Compute the vectors of all records of chain 0 and write them as they come."""

@@ -51,6 +51,10 @@ class Job(ABC):
         of the model file, of a network those that are trained.
         """
 
+    def check_room(self, folder: Path) -> None:
+        """Raise InvalidInput, before any work, where the disk of ``folder`` has too little room for ``store``."""
+        return
+
     def store(self, private: Path) -> dict[str, Any]:
         """Write what later requests need beside the state into the folder ``private`` of a learning run; what is
         returned goes into its record.

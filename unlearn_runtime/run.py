@@ -112,6 +112,8 @@ def run_plan(
         job = build_job(admitted, execution, source, stepper, world, announce or _silent)
         earlier = 0.0 if admitted.start is None else admitted.start.missing_mass
         check_tails(admitted.plan, source, job.size, earlier=earlier)
+        if phase == "learn" and world.first:
+            job.check_room(output.absolute().parent)
         release = Release(
             admitted=admitted,
             job=job,

@@ -136,6 +136,16 @@ def test_much_damaged_input(reader: damage.Reader, laboratory: Any) -> None:
             holds(laboratory.harmed(reader, harm, draws))
 
 
+def test_too_little_room_is_told_before_learning(laboratory: Any) -> None:
+    with laboratory.fresh() as folder:
+        fault = {"kind": "little room", "room": 1000}
+        done = laboratory.server.run(folder, VERBS["run vectors"].arguments, fault)
+        assert done.code == 2
+        assert "free; use a smaller --store" in done.err
+        assert "loop started" not in (folder / "log").read_text()
+        assert not (folder / "new").exists()
+
+
 def found_out(name: str, mutation: str, spec: dict[str, Any], laboratory: Any) -> bool:
     verb = VERBS[name]
     events = laboratory.undisturbed(verb).outcome.events

@@ -13,6 +13,7 @@ import sys
 import tempfile
 import traceback
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NoReturn
 
 from harness import clock, syscalls
@@ -141,6 +142,8 @@ def _limits(fault: dict[str, Any]) -> None:
         case "files":
             used = max(int(name) for name in os.listdir("/proc/self/fd"))
             resource.setrlimit(resource.RLIMIT_NOFILE, (used + int(fault["room"]),) * 2)
+        case "little room":
+            shutil.disk_usage = lambda path: SimpleNamespace(free=int(fault["room"]))
         case "clock":
             clock.replace(fault["ticks"])
 
