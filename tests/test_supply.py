@@ -315,3 +315,13 @@ def test_doctor_knows_every_dependency() -> None:
     found: dict[str, Any] = {extra: tuple(n.name for e, n in declared() if e == extra) for extra in doctor._EXTRAS}
     assert found == doctor._EXTRAS
     assert shutil.which("rdp-calc", path=str(Path(sys.executable).parent))
+
+
+def test_the_threat_model_names_tests_that_exist() -> None:
+    page = " ".join((ROOT / "docs" / "threat-model.md").read_text().split())
+    named = re.findall(r"`((?:[a-z]+/)?[a-z_]+\.py)(?:::(test_\w+))?`", page)
+    tests = [(file, test) for file, test in named if (ROOT / "tests" / file).is_file()]
+    assert {file for file, _ in named if "test_" in file} <= {file for file, _ in tests}
+    assert len(tests) > 25
+    for file, test in tests:
+        assert f"def {test}(" in (ROOT / "tests" / file).read_text() or not test, f"{file}::{test}"

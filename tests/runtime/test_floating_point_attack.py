@@ -52,7 +52,7 @@ def test_the_attack_breaks_float64(source: GaussianSource) -> None:
 
 
 def test_float32_files_alone_leave_some_of_it() -> None:
-    # A file in float32 keeps the first 24 bits, which of a number below 2^-29 reach beyond the 53rd after the point.
+    # A file in float32 keeps the first 24 bits, which of a number below 2^-30 reach beyond the 53rd after the point.
     tiny = torch.tensor([1.25 * 2.0**-53], dtype=torch.float64)
     assert bool(below(tiny.float(), 53).all())
     assert not bool(below(on_grid(tiny, 1.0).float(), 53).any())
