@@ -8,6 +8,7 @@ from pathlib import Path
 
 from rdp_calc.documents import read_document
 from rdp_calc.errors import DataError, InvalidInput
+from rdp_calc.regular_files import open_regular
 
 #: What the suffix of the file chooses.
 SUFFIXES = (".svg", ".png", ".csv", ".json")
@@ -42,6 +43,9 @@ def _replaceable(path: Path, schema: str, is_header: Callable[[str], bool]) -> b
             except DataError:
                 return False
         case ".csv":
-            with path.open(encoding="utf-8", errors="replace") as stream:
-                return is_header(stream.readline(1000).strip())
+            try:
+                with open_regular(path) as stream:
+                    return is_header(stream.readline(1000).decode("utf-8", errors="replace").strip())
+            except OSError:
+                return False
     return True

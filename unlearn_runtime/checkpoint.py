@@ -45,6 +45,12 @@ _DTYPES = {
     torch.bool: "BOOL",
 }
 
+#: What an entry of the document holds.
+_ENTRY: dict[str, Any] = {
+    **{"name": str, "steps": int, "step": int, "seconds": int | float, "finished": bool, "source": dict},
+    "tensors": list,
+}
+
 State = dict[str, torch.Tensor]
 
 
@@ -101,6 +107,8 @@ class Checkpoint:
             try:
                 self.key = bytes.fromhex(document["key"])
                 self.start = document["start"]
+                if not isinstance(self.start, dict | None):
+                    raise ValueError("the state of the source is none")
                 self.loops = {entry["name"]: _loop(index, entry, tensors) for index, entry in _entries(document)}
             except (KeyError, TypeError, ValueError, AttributeError):
                 raise _damaged(path) from None
@@ -205,6 +213,11 @@ def _entries(document: dict[str, Any]) -> list[tuple[int, dict[str, Any]]]:
 
 
 def _loop(index: int, entry: dict[str, Any], tensors: State) -> Loop:
+    for name, kind in _ENTRY.items():
+        if not isinstance(entry[name], kind):
+            raise ValueError(f"{name} is of another kind")
+    if not (0 <= entry["step"] <= entry["steps"] and 0 <= entry["seconds"] < math.inf):
+        raise ValueError("an entry is out of its domain")
     return Loop(
         name=entry["name"],
         steps=entry["steps"],
@@ -270,7 +283,7 @@ def _read(path: Path) -> tuple[dict[str, Any], State]:
             tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
     except OSError as error:
         raise DataError(f"checkpoint {path} cannot be read: {error.strerror or error}.") from None
-    except (SafetensorError, ValueError, TypeError, KeyError, RuntimeError):
+    except (SafetensorError, ValueError, TypeError, KeyError, AttributeError, RuntimeError, MemoryError):
         raise _damaged(path) from None
     text = metadata["checkpoint"]
     if metadata.get("sha256") != _digest(text, tensors):

@@ -194,7 +194,13 @@ class GaussianSource:
         return state
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Continue from a ``state``. Raises DataError where it is that of another kind of source."""
+        """Continue from a ``state``. Raises DataError where it is that of another kind of source, or is damaged."""
+        try:
+            self._restore(state)
+        except (KeyError, TypeError, ValueError, OverflowError, AttributeError, RuntimeError):
+            raise DataError("the saved random state is damaged; delete the checkpoint to start afresh.") from None
+
+    def _restore(self, state: dict[str, Any]) -> None:
         saved, mine = (state.get("kind"), state.get("generator")), (self.kind, self.description)
         if saved != mine:
             raise DataError(

@@ -20,6 +20,7 @@ import torch
 
 from rdp_calc.errors import DataError, InvalidInput
 from rdp_calc.training import STORES
+from unlearn_runtime.array_files import map_array
 from unlearn_runtime.folders import reserve
 
 Array = npt.NDArray[Any]
@@ -153,11 +154,10 @@ class VectorStore:
         self.path = path
         files = _Files.at(path)
         try:
-            self._rows = np.load(files.vectors, mmap_mode="r", allow_pickle=False)
-            self._scales = np.load(files.scales, allow_pickle=False)
-            self._digests = np.load(files.digests, allow_pickle=False)
-        except (OSError, ValueError, EOFError) as error:
-            raise DataError(f"cannot read the stored vectors {path}: {error}.") from None
+            self._rows, scales, digests = (map_array(file) for file in (files.vectors, files.scales, files.digests))
+        except DataError as error:
+            raise DataError(f"cannot read the stored vectors {path}: {error}") from None
+        self._scales, self._digests = np.array(scales), np.array(digests)
         n = len(self._rows) if self._rows.ndim == 2 else -1
         if (
             self._rows.dtype.name not in STORES

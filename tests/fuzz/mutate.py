@@ -8,6 +8,7 @@ from __future__ import annotations
 import gzip
 import io
 import json
+import lzma
 import random
 import struct
 import zipfile
@@ -254,8 +255,10 @@ Parts = tuple[tuple[str, bytes], ...]
 def _parts(data: bytes) -> Parts | None:
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
+            if any(info.file_size > 2**20 for info in archive.infolist()):
+                return None
             return tuple((name, archive.read(name)) for name in archive.namelist())
-    except (zipfile.BadZipFile, OSError, ValueError, RuntimeError, zlib.error):
+    except (zipfile.BadZipFile, OSError, ValueError, RuntimeError, EOFError, zlib.error, lzma.LZMAError):
         return None
 
 

@@ -128,7 +128,7 @@ def read_learned_state(content: bytes, folder: Path) -> None:
     _put(learned, "private/state.safetensors", content)
     record = json.loads(seeds.runs()["learned"]["private/learning.json"])
     record["state_sha256"] = hashlib.sha256(content).hexdigest()
-    _put(learned, "private/learning.json", json.dumps(record).encode())
+    _put(learned, "private/learning.json", json.dumps(_seal(record)).encode())
     Learned.read(learned, *_plan_of_runs(), _dataset(_data(folder)))
 
 
@@ -407,7 +407,7 @@ TARGETS: dict[str, Target] = {
     "key": Target(read_key, _keys, mutate.json_mutator(_seal)),
     "vectors": Target(read_vectors, seeds.vector_files, mutate.mutate_npy),
     "learning-record": Target(
-        read_learning_record, _run_file("learned", "private/learning.json"), _ANY_JSON, torch=True
+        read_learning_record, _run_file("learned", "private/learning.json"), mutate.json_mutator(_seal), torch=True
     ),
     "learned-state": Target(
         read_learned_state, _run_file("learned", "private/state.safetensors"), mutate.mutate_safetensors, torch=True

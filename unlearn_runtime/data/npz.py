@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import tokenize
-import warnings
 import zipfile
 import zlib
 from collections.abc import Sequence
@@ -16,6 +14,7 @@ import numpy.typing as npt
 
 from rdp_calc.errors import DataError
 from rdp_calc.regular_files import open_regular
+from unlearn_runtime.array_files import DAMAGED_HEADER, read_header
 from unlearn_runtime.data.limits import check_room, no_memory
 from unlearn_runtime.data.wording import reason, require_numbers, some
 
@@ -23,7 +22,7 @@ Array = npt.NDArray[Any]
 
 KEYS = ("X_train", "y_train", "X_test", "y_test")
 
-# What zipfile and numpy raise on damaged or hostile bytes; the array header is parsed as Python source.
+# What zipfile raises on damaged or hostile bytes.
 DAMAGED = (
     OSError,
     ValueError,
@@ -31,14 +30,11 @@ DAMAGED = (
     TypeError,
     OverflowError,
     RuntimeError,
-    SyntaxError,
     NotImplementedError,
-    tokenize.TokenError,
     zipfile.BadZipFile,
     zlib.error,
 )
 _METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
-_HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
 _PIECE_BYTES = 2**20
 
 
@@ -83,27 +79,13 @@ def _members(source: str, entries: Sequence[zipfile.ZipInfo]) -> dict[str, zipfi
 
 def _array(source: str, archive: zipfile.ZipFile, key: str, info: zipfile.ZipInfo) -> Array:
     with archive.open(info) as member:
-        if member.read(len(np.lib.format.MAGIC_PREFIX)) != np.lib.format.MAGIC_PREFIX:
-            raise DataError(f"{source}: member {key} is not a numpy array; write the archive with numpy.savez.")
-        version = tuple(member.read(2))
-        if version not in _HEADERS:
-            raise DataError(f"{source}: unreadable .npz archive: {key} has a header of an unknown version.")
-        # numpy's readers of headers start behind magic and version.
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            shape, columns_first, dtype = _HEADERS[version](member)
-        if dtype.hasobject:
-            raise DataError(f"{source}: unreadable .npz archive: {key}: Object arrays are pickles, which are not read.")
+        try:
+            shape, columns_first, dtype = read_header(member, info.file_size)
+        except DAMAGED_HEADER as error:
+            raise DataError(f"{source}: unreadable .npz archive: {key}: {reason(error)}.") from error
         if dtype.kind != "U" or not key.startswith("y_"):
             require_numbers(source, dtype, key)
-        if not all(type(length) is int and length >= 0 for length in shape) or not dtype.itemsize:
-            raise DataError(f"{source}: unreadable .npz archive: {key} has no valid shape or an empty dtype, {dtype}.")
-        declared, held = math.prod(shape) * dtype.itemsize, info.file_size - member.tell()
-        if declared != held:
-            raise DataError(
-                f"{source}: unreadable .npz archive: {key} declares {declared} bytes in its header, and holds {held}."
-            )
-        found = _exactly(member, declared).view(dtype)
+        found = _exactly(member, math.prod(shape) * dtype.itemsize).view(dtype)
     return found.reshape(shape[::-1]).T if columns_first else found.reshape(shape)
 
 

@@ -18,13 +18,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 from rdp_calc import documents
 from rdp_calc.certificate import CERTIFICATE_SCHEMA
 from rdp_calc.documents import read_document
 from rdp_calc.errors import DataError, InvalidInput, VerificationFailed
+from rdp_calc.regular_files import check_folder, check_regular
 from rdp_calc.verify import verify_document
 from unlearn_runtime import run
 from unlearn_runtime.admission import Admitted, admit
@@ -36,6 +36,7 @@ from unlearn_runtime.job import Job, State
 from unlearn_runtime.noise import GaussianSource
 from unlearn_runtime.release import CHAINS
 from unlearn_runtime.stepper import Progress, Stepper
+from unlearn_runtime.tensor_files import DAMAGED
 
 Array = npt.NDArray[np.float64]
 
@@ -328,6 +329,7 @@ def _certificate(folder: Path) -> dict[str, Any]:
         raise DataError(f"{folder} holds a baseline, which claims nothing that an audit could refute.")
     if not path.is_file():
         raise DataError(f"{folder} has no certificate.json: audit takes a plan, or the folder of a run that unlearned.")
+    check_folder(folder)
     certificate = read_document(path)
     if certificate.get("schema") != CERTIFICATE_SCHEMA:
         raise DataError(f"{path} is not a certificate of this program.")
@@ -346,8 +348,9 @@ def _kept(folder: Path) -> dict[str, Array] | None:
     if not path.exists():
         return None
     try:
+        check_regular(path)
         tensors: dict[str, Array] = load_file(path)
-    except (SafetensorError, OSError, ValueError, TypeError) as error:
+    except (OSError, *DAMAGED) as error:
         raise DataError(f"cannot read {path}: {error}.") from None
     if "after" not in tensors:
         raise DataError(f"{path} has no tensor after.")
@@ -366,7 +369,7 @@ def _check_released(folder: Path, certificate: dict[str, Any], after: Array) -> 
         raise VerificationFailed(f"{path} is not the model that {folder}/certificate.json names.")
     try:
         tensors = list(load_file(path).values())
-    except (SafetensorError, OSError, ValueError, TypeError) as error:
+    except (OSError, *DAMAGED) as error:
         raise DataError(f"cannot read {path}: {error}.") from None
     rounding = max(float(np.finfo(tensor.dtype).eps) for tensor in tensors)
     noise = documents.field(certificate, "executed.noise_std", "number")

@@ -12,8 +12,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 
 from rdp_calc.certificate import CERTIFICATE_SCHEMA
 from rdp_calc.documents import digest, field, read_document
@@ -21,11 +19,13 @@ from rdp_calc.errors import DataError, InvalidInput
 from rdp_calc.losses import Constants, proved_constants
 from rdp_calc.plan import DataSpec, Plan, plan_from_json
 from rdp_calc.profiles import gaussian, hockey_stick
+from rdp_calc.regular_files import check_folder
 from rdp_calc.training import EXTERNAL, Recipe, Training, runs_network
 from rdp_calc.verify import verify_document
 from unlearn_runtime.bindings import data_fingerprint, file_sha256, forget_fingerprint, load_for_plan
 from unlearn_runtime.data import Dataset
 from unlearn_runtime.models.loading import read_weights
+from unlearn_runtime.tensor_files import read_tensors
 
 Array = npt.NDArray[Any]
 
@@ -116,6 +116,7 @@ def read_run(path: Path) -> RunFolder:
     """
     if not path.is_dir():
         raise DataError(f"{path} is not the folder of a run or a baseline.")
+    check_folder(path)
     if (path / "certificate.json").is_file():
         return _run(path)
     if (path / "baseline.json").is_file():
@@ -255,12 +256,8 @@ def _populations(path: Path) -> dict[str, Array]:
     """{before, after, retrained} (R, p), those that are there."""
     if not path.is_file():
         return {}
-    try:
-        tensors = load_file(path)
-    except (SafetensorError, OSError, ValueError) as error:
-        raise DataError(f"{path} cannot be read as .safetensors: {' '.join(str(error).split())[:150]}.") from None
     found = {}
-    for name, tensor in tensors.items():
+    for name, tensor in read_tensors(path).items():
         if name not in STATES:
             raise DataError(f"{path} has a tensor {name[:60]!r}; {', '.join(STATES)} are allowed.")
         if tensor.ndim != 2 or tensor.dtype != torch.float64 or not len(tensor):

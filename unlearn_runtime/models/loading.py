@@ -18,13 +18,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 
 from rdp_calc.errors import DataError, InvalidInput
 from rdp_calc.regular_files import check_folder, check_regular
 from unlearn_runtime.models.archive import DAMAGED, clean_export
 from unlearn_runtime.models.torchscript import clean_script
+from unlearn_runtime.tensor_files import read_tensors
 
 _KINDS = "a TorchScript file (.pt, .pth), a torch.export file (.pt2) or PACKAGE.MODULE:FACTORY"
 
@@ -136,16 +135,6 @@ def read_weights(path: Path) -> dict[str, torch.Tensor]:
     if file.suffix != ".safetensors":
         raise DataError(f"{file} is not a .safetensors file; convert it with safetensors.torch.save_file.")
     return read_tensors(file)
-
-
-def read_tensors(file: Path) -> dict[str, torch.Tensor]:
-    """The tensors of a .safetensors file, on the CPU. Raises DataError where it cannot be read."""
-    try:
-        check_regular(file)
-        return load_file(file)
-    # Of types that torch or safetensors lack, one or the other says so in its own way.
-    except (SafetensorError, OSError, ValueError, TypeError, KeyError, RuntimeError, MemoryError) as error:
-        raise DataError(f"{file} cannot be read as .safetensors: {_line(error)}.") from None
 
 
 def _check_file(path: Path, absent: str) -> None:

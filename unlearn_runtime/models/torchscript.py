@@ -24,9 +24,10 @@ _FOREIGN = re.compile(
 )
 _OPERATORS = re.compile(rb"\b(ops|getattr)\b")
 _OWN_OPERATORS = re.compile(
-    rb"getattr\(\w+, \"\w+\"\)|ops\.(aten\.\w|prim\.(RaiseException|device|dtype|layout|data|type|name|index|id|is_\w+|requires_grad|grad|min|max"
-    rb"|abs|tolist|rangelist|unchecked_cast|unchecked_unwrap_optional|NumToTensor|TupleUnpack|TupleIndex|EnumName"
-    rb"|EnumValue|nbytes|itemsize|IfThenElse|VarStack|VarConcat|StringIndex|Uninitialized)\b)"
+    rb"getattr\(\w+, \"\w+\"\)|ops\.aten\.\w"
+    rb"|ops\.prim\.(RaiseException|device|dtype|layout|data|type|name|index|id|is_\w+|requires_grad|grad|min|max|abs"
+    rb"|tolist|rangelist|unchecked_cast|unchecked_unwrap_optional|NumToTensor|TupleUnpack|TupleIndex|EnumName|EnumValue"
+    rb"|nbytes|itemsize|IfThenElse|VarStack|VarConcat|StringIndex|Uninitialized)\b"
 )
 _TOKENS = re.compile(
     rb"\"(?:[^\"\\\n]|\\.)*\"|'(?:[^'\\\n]|\\.)*'|#[^\n]*|(?P<open>[(\[{])|(?P<close>[)\]}])|(?P<line>\n *)"
