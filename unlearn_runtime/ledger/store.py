@@ -68,14 +68,18 @@ class Ledger:
         if row is None or not all(
             isinstance(value, kind) for value, kind in zip(row, (int, bytes, bytes), strict=True)
         ):
-            raise DataError(f"{self.path} is damaged: it has no head; restore it from a backup.")
+            raise DamagedLedger(f"{self.path} is damaged: it has no head; restore it from a backup.")
         return row[0], row[1], row[2]
 
     def last_entry(self) -> tuple[int, bytes]:
         """Number and hash of the last entry in the file."""
         with named(self.path, self._wait):
             row = self.connection.execute("SELECT number, hash FROM entries ORDER BY number DESC LIMIT 1").fetchone()
-        return (0, _NO_HASH) if row is None else (row[0], bytes(row[1]))
+        if row is None:
+            return 0, _NO_HASH
+        if not isinstance(row[0], int) or not isinstance(row[1], bytes):
+            raise DamagedLedger(f"{self.path} is damaged: its last entry has no hash; restore it from a backup.")
+        return row[0], row[1]
 
     @property
     def written(self) -> str:
@@ -121,7 +125,9 @@ class Ledger:
             for number, kind, text, digest in self.connection.execute(
                 f"SELECT number, kind, body, hash FROM entries {where}", values
             ):
-                yield Entry(number, str(kind), _body(self.path, number, text), _hexadecimal(digest)), text
+                if not isinstance(number, int) or not isinstance(kind, str) or not isinstance(digest, bytes):
+                    raise DamagedLedger(f"{self.path} is damaged: a row of entries is none; restore it from a backup.")
+                yield Entry(number, kind, _body(self.path, number, text), digest.hex()), text
 
     @contextmanager
     def writing(self) -> Iterator[Writer]:
@@ -342,9 +348,5 @@ def _body(path: Path, number: int, text: Any) -> dict[str, Any]:
     except (TypeError, ValueError, RecursionError):
         body = None
     if not isinstance(body, dict):
-        raise DataError(f"{path} is damaged: the body of entry {number} is no JSON object.")
+        raise DamagedLedger(f"{path} is damaged: the body of entry {number} is no JSON object.")
     return body
-
-
-def _hexadecimal(digest: Any) -> str:
-    return digest.hex() if isinstance(digest, bytes) else ""
