@@ -89,9 +89,9 @@ def below(found: Listing, target: str) -> Listing:
     return {name: value for name, value in found.items() if name == target or name.startswith(target + "/")}
 
 
-def durable(trace: list[tuple[str, list[str]]]) -> None:
+def durable(trace: list[tuple[str, list[str]]]) -> set[str]:
     """Nothing gets its final name before its bytes are on the disk, and the name is put there too: a power cut leaves
-    the old or the new.
+    the old or the new. Returns what is not on the disk at the end.
     """
     dirty: set[str] = set()
     for index, (name, paths) in enumerate(trace):
@@ -112,8 +112,11 @@ def durable(trace: list[tuple[str, list[str]]]) -> None:
             dirty.add(str(Path(paths[-1]).parent))
             if not name.startswith(("unlink", "rmdir")):
                 dirty.add(paths[-1])
+            else:
+                dirty.discard(paths[-1])
         elif name not in ("chmod", "fchmod", "fchmodat", "fchmodat2"):
             dirty.add(paths[0])
+    return dirty
 
 
 def canonical(document: dict[str, Any]) -> None:

@@ -91,6 +91,9 @@ class Laboratory:
                 outcome = self.server.run(folder, verb.arguments, trace=True)
                 assert outcome.code == 0, f"{verb.name}: {outcome.err}"
                 assert self.ledgers.after(verb, Fault("none"), folder, before, outcome, silent=False)
+                # What was acknowledged outlives a power cut.
+                left = checks.durable(outcome.trace) & {verb.ledger, f"{verb.ledger}-wal"} if verb.appends else set()
+                assert not left, f"{sorted(left)} are not on the disk when the command has ended"
                 self._undisturbed[verb.name] = Undisturbed(outcome, checks.listing(folder))
         return self._undisturbed[verb.name]
 
