@@ -28,8 +28,10 @@ PERMISSIVE = frozenset(
 JUDGED = {
     "LGPL-3.0-or-later": {"python-flint"},
     "MPL-2.0": {"hypothesis", "pathspec"},
-    "NVIDIA": {"nvidia-"},
 }
+
+#: What torch's builds for one accelerator pull in, most of it proprietary: not listed, see the page.
+ACCELERATOR = ("nvidia-", "cuda-", "triton")
 
 #: What distributions say that have no licence expression: their field, or else their classifier.
 SPELLINGS = {
@@ -41,7 +43,6 @@ SPELLINGS = {
     "ISC License": "ISC",
     "MIT License": "MIT",
     "Mozilla Public License 2.0 (MPL 2.0)": "MPL-2.0",
-    "NVIDIA Proprietary Software": "NVIDIA",
     "PSF": "PSF-2.0",
     "Python Software Foundation License": "PSF-2.0",
     "new BSD": "BSD-3-Clause",
@@ -73,9 +74,9 @@ those accepted below.
   which allows this use under any licence) lie in the wheels of numpy, scipy, scikit-learn and torch.
 - **MPL-2.0** for tools of the development environment only (hypothesis, pathspec): an installed rdp-calc imports
   nothing of theirs.
-- **Not listed**: on Linux the registry's default build of torch also pulls in triton (MIT) and packages whose names
-  begin with `nvidia-`, which are proprietary (NVIDIA's licence agreement). A CPU build has neither. Which torch is
-  installed is the user's choice.
+- **Not listed**: on Linux the registry's default build of torch also pulls in packages whose names begin with
+  `nvidia-`, which are proprietary (NVIDIA's licence agreements), `cuda-` (Apache-2.0, or no word of a licence) and
+  triton (MIT). A CPU build has none of them. Which torch is installed is the user's choice.
 - GPL, AGPL and anything unknown: refused.
 
 A licence is the distribution's licence expression, or else its licence field or classifier; BSD without a number is
@@ -99,6 +100,8 @@ class Row:
     @property
     def problem(self) -> str | None:
         """Why it cannot be used, or None."""
+        if self.name.startswith(ACCELERATOR):
+            return None
         if self.licence is None:
             return f"{self.name} {self.version}: no licence in its metadata that is known here"
         if not accepted(self.licence, self.name):
@@ -139,13 +142,13 @@ def page(table: list[Row]) -> str:
         f"| {r.name} | {r.version.partition('+')[0]} | {r.licence or 'unknown'} | {'; '.join(r.bundled)} |"
         f" {', '.join(extra or 'base' for extra in r.extras)} |\n"
         for r in table
-        if not r.name.startswith(("nvidia-", "triton"))
+        if not r.name.startswith(ACCELERATOR)
     )
 
 
 def _simple(identifier: str, name: str) -> bool:
     judged = JUDGED.get(identifier, set())
-    return identifier in PERMISSIVE or any(name == n or (n.endswith("-") and name.startswith(n)) for n in judged)
+    return identifier in PERMISSIVE or name in judged
 
 
 def _known(text: str) -> bool:
