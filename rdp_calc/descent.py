@@ -86,6 +86,8 @@ class Descent(Method):
 
     def _check_requests(self) -> None:
         for group, turns in self.requests:
+            if type(group) is int and type(turns) is int and 1 <= group <= MAX_STEPS and 0 <= turns <= MAX_STEPS:
+                continue
             if not (_is_count(group) and group >= 1):
                 raise InvalidInput(f"a request must remove an integer number of records >= 1, got {group!r}.")
             if turns is not None and not _is_count(turns):
@@ -222,6 +224,10 @@ class Descent(Method):
 
     def asked(self) -> tuple[tuple[int, int], ...]:
         """The requests with their turns; one where there is no sequence. InvalidInput where turns are missing."""
+        requests: tuple[tuple[int, int], ...] = self.remember("asked", self._asked)
+        return requests
+
+    def _asked(self) -> tuple[tuple[int, int], ...]:
         found = []
         for group, turns in self.requests or ((self.group_size, self.unlearn_steps),):
             if turns is None:
@@ -256,7 +262,8 @@ class Descent(Method):
 
     def gap_of_one(self) -> Callable[[int], Real]:
         """The shift that one record causes when a number of records share its mean."""
-        return lambda present: self.shift_of(1, present)
+        alone = ball(self.shift_of(1, 1))
+        return lambda present: alone / present
 
     def closed_form(self, *, steps_per_turn: int, noise_std: arb) -> Sequence | None:
         """The sequence in closed form, where its conditions hold."""
@@ -326,9 +333,13 @@ class Descent(Method):
             return {}
         from rdp_calc.bounds.shifted import release_mus
 
-        with precision(_DETAIL_BITS):
-            units: list[arb] = self.remember("release mus", lambda: release_mus(self))
-            return {"release_mus": [round_up(mu / ball(noise)) for mu in units]}
+        def computed() -> list[float]:
+            with precision(_DETAIL_BITS):
+                units: list[arb] = self.remember("release mus", lambda: release_mus(self))
+                scale = ball(noise)
+                return [round_up(mu / scale) for mu in units]
+
+        return {"release_mus": list(self.remember(("release mus", noise), computed))}
 
     def assumptions(self) -> list[Assumption]:
         listed = self.constants.assumptions()

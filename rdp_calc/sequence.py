@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from flint import arb
 
@@ -38,12 +38,16 @@ class SequenceState:
     removed: arb
     steps: int | float
     noise_at_the_end: bool
+    #: By number of turns: the decay over them, and what a shift of 1 a turn adds up to; for all states of a sequence.
+    powers: dict[int, tuple[arb, arb]] = field(default_factory=dict)
 
     def after(self, group: int, turns: int) -> SequenceState:
         """The state after a request for ``group`` records and ``turns`` turns without them."""
         present = self.present - group if self.drops else self.present
-        decay = self.turn**turns
-        added = ball(self.gap(present)) * _geometric(self.turn, turns) if present > 0 else arb(0)
+        if turns not in self.powers:
+            self.powers[turns] = self.turn**turns, _geometric(self.turn, turns)
+        decay, grown = self.powers[turns]
+        added = ball(self.gap(present)) * grown if present > 0 else arb(0)
         return SequenceState(
             self.contraction,
             self.turn,
@@ -56,6 +60,7 @@ class SequenceState:
             decay * (self.removed + group * self.unit),
             self.steps + turns * self.steps_per_turn,
             self.noise_at_the_end,
+            self.powers,
         )
 
     def mu(self) -> arb:
