@@ -385,6 +385,7 @@ def test_plans_have_no_bindings(complete: Run, make_plan: MakePlan) -> None:
         (("executed", "random_source"), "dice"),
         (("fingerprints", "data"), ""),
         (("fingerprints", "forget_set"), None),
+        (("fingerprints", "retained"), "f" * 63),
         (("model_sha256",), "x" * 64),
         (("plan_digest",), "0" * 64),
         (("plan", "parameters", "sigma"), 1e-9),
