@@ -6,6 +6,7 @@ Every function takes a ``random.Random`` and bytes and returns bytes; the same s
 from __future__ import annotations
 
 import gzip
+import hashlib
 import io
 import json
 import lzma
@@ -217,6 +218,26 @@ def json_lines_mutator(rng: random.Random, data: bytes) -> bytes:
             changed = edit_document(rng, lines[at])
             lines[at] = mutate_text(rng, lines[at]) if changed is None else dumped(changed)
     return b"\n".join(lines)
+
+
+def ledger_export_mutator(rng: random.Random, data: bytes) -> bytes:
+    """As lines of JSON; half of the time the chain of hashes is made anew behind what was changed."""
+    changed = json_lines_mutator(rng, data)
+    if rng.random() < 0.5:
+        return changed
+    try:
+        _, *entries = [json.loads(line) for line in changed.splitlines() if line]
+        lines, previous = [], bytes(32)
+        for number, entry in enumerate(entries, 1):
+            kept = {"body": entry["body"], "kind": entry["kind"], "number": number}
+            text = json.dumps(kept, sort_keys=True, separators=(",", ":")).encode()
+            previous = hashlib.sha256(b"rdp-calc/ledger-entry/1\0" + previous + text).digest()
+            lines.append({**kept, "hash": previous.hex()})
+        head = {"count": len(lines), "head": previous.hex(), "schema": "rdp-calc/ledger-export/1"}
+        found = [json.dumps(line, sort_keys=True, separators=(",", ":")).encode() for line in [head, *lines]]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return changed
+    return b"\n".join(found) + b"\n"
 
 
 _KINDS = "<f8 |u1 <f4 <i8 <f2 |b1 <U1 <U0 <U100000 |S0 |V0 |O |O8 <c16 <M8[s] <m8 >u8 <f16 zz <f9999"

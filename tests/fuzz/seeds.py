@@ -246,6 +246,34 @@ def runs() -> dict[str, Files]:
         return found
 
 
+@functools.cache
+def ledgers() -> Files:
+    """A ledger of two requests and one planned release, its export, and its secret."""
+    from unlearn_runtime.ledger.creating import initialise
+    from unlearn_runtime.ledger.exporting import write_export
+    from unlearn_runtime.ledger.planning import chosen_requests, plan_release
+    from unlearn_runtime.ledger.requests import Asked, Wording, register
+    from unlearn_runtime.ledger.store import opened
+
+    now = "2026-01-01T00:00:00Z"
+    options = {"adjacency": "remove", "loss": "logistic", "l2": 0.1, "learn_steps": 50, "unlearn_steps": 5}
+    method, target = (
+        registry.method("langevin").from_options(dataset_size=200, **options),
+        Target(epsilon=1.0, delta=1e-5),
+    )
+    plan = plan_from_result(method, noise(method, target), target, data=DataSpec()).to_json()
+    with tempfile.TemporaryDirectory() as name:
+        path = Path(name) / "model.ledger"
+        initialise(path, plan, name="test", start=None, now=now)
+        with opened(path, write=True, secret=True) as ledger:
+            register(ledger, [Asked(np.array([3]), Wording()), Asked(np.array([5]), Wording(reason="x"))], now=now)
+            plan_release(ledger, chosen_requests(ledger, "1"), one_by_one=False, now=now)
+            write_export(ledger, Path(name) / "export.jsonl")
+            ledger.connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        names = {"ledger": "model.ledger", "export": "export.jsonl", "secret": "model.ledger.secret"}
+        return {key: (Path(name) / file).read_bytes() for key, file in names.items()}
+
+
 def plan_of_runs() -> dict[str, Any]:
     document: dict[str, Any] = json.loads(runs()["."]["plan.json"])
     return document

@@ -32,8 +32,14 @@ class Target:
         if number < len(files):
             return files[number]
         rng = random.Random(f"{name} {seed} {number}")
-        content = self.mutate(rng, rng.choice(files))
-        return self.mutate(rng, content) if rng.random() < 0.2 else content
+        content = self._damaged(rng, rng.choice(files))
+        return self._damaged(rng, content) if rng.random() < 0.2 else content
+
+    def _damaged(self, rng: random.Random, content: bytes) -> bytes:
+        try:
+            return self.mutate(rng, content)
+        except Exception:  # a file that was damaged before may be beyond what knows its structure
+            return mutate.mutate_bytes(rng, content)
 
     def corpus(self) -> list[bytes]:
         return _corpus(self.seeds)
@@ -190,6 +196,51 @@ def read_key(content: bytes, folder: Path) -> None:
     from unlearn_runtime.keys import read_public_key
 
     read_public_key(_put(folder, "key", content))
+
+
+def read_ledger(content: bytes, folder: Path) -> None:
+    from unlearn_runtime.ledger.verification import verify_file
+
+    for name in ("model.ledger-wal", "model.ledger-shm"):
+        (folder / name).unlink(missing_ok=True)
+    path = _put(folder, "model.ledger", content)
+    secret = _put(folder, "model.ledger.secret", seeds.ledgers()["secret"])
+    secret.chmod(0o600)
+    for check in verify_file(path).checks:
+        str(check.detail).encode("utf-8", "surrogatepass")
+
+
+def read_ledger_status(content: bytes, folder: Path) -> None:
+    from rdp_calc.ledger import folded
+    from unlearn_runtime.ledger import summary
+    from unlearn_runtime.ledger.store import opened
+
+    for name in ("model.ledger-wal", "model.ledger-shm"):
+        (folder / name).unlink(missing_ok=True)
+    with opened(_put(folder, "model.ledger", content)) as ledger:
+        ledger.check_head()
+        folded(ledger.entries())
+        summary.pending(ledger.connection)
+        summary.releases(ledger.connection)
+
+
+def read_export_of_ledger(content: bytes, folder: Path) -> None:
+    from unlearn_runtime.ledger.verification import verify_file
+
+    verify_file(_put(folder, "export.jsonl", content))
+
+
+def read_ledger_secret(content: bytes, folder: Path) -> None:
+    from unlearn_runtime.ledger.secret import read_secret
+
+    _put(folder, "a.ledger.secret", content).chmod(0o600)
+    read_secret(folder / "a.ledger", hashlib.sha256(b"x").hexdigest())
+
+
+def read_ledger_batch(content: bytes, folder: Path) -> None:
+    from unlearn_runtime.ledger.requests import Wording, read_batch
+
+    list(read_batch(_put(folder, "batch.txt", content), dataset_size=100, common=Wording()))
 
 
 # Data
@@ -405,6 +456,13 @@ TARGETS: dict[str, Target] = {
     "schedule-file": Target(read_schedule_file, _lines("1 0.5 0.25\n0.125"), mutate.mutate_text),
     "center-file": Target(read_center_file, _lines("0.5\n-0.5 1e-3"), mutate.mutate_text),
     "key": Target(read_key, _keys, mutate.json_mutator(_seal)),
+    "ledger": Target(read_ledger, lambda: [seeds.ledgers()["ledger"]], mutate.mutate_bytes),
+    "ledger-status": Target(read_ledger_status, lambda: [seeds.ledgers()["ledger"]], mutate.mutate_bytes),
+    "ledger-export": Target(read_export_of_ledger, lambda: [seeds.ledgers()["export"]], mutate.ledger_export_mutator),
+    "ledger-secret": Target(read_ledger_secret, lambda: [seeds.ledgers()["secret"]], _ANY_JSON),
+    "ledger-batch": Target(
+        read_ledger_batch, _lines("3\n4,5;reason;2026-01-01;2026-02-01T00:00:00Z\n# no\n\n7-9;;;\n"), mutate.mutate_text
+    ),
     "vectors": Target(read_vectors, seeds.vector_files, mutate.mutate_npy),
     "learning-record": Target(
         read_learning_record, _run_file("learned", "private/learning.json"), mutate.json_mutator(_seal), torch=True

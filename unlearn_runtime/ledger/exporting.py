@@ -12,6 +12,7 @@ from typing import Any, BinaryIO
 from rdp_calc.documents import canonical
 from rdp_calc.errors import DataError, InvalidInput
 from rdp_calc.ledger import Entry
+from rdp_calc.regular_files import open_regular
 from unlearn_runtime.folders import check_parent, remove_stale, replacement, terminable
 from unlearn_runtime.ledger.store import Head, Ledger
 
@@ -64,7 +65,7 @@ def check_output(output: Path) -> None:
 def is_export(path: Path) -> bool:
     """Whether a file begins as an export does."""
     try:
-        with path.open("rb") as stream:
+        with open_regular(path) as stream:
             _header(path, stream)
     except (OSError, DataError):
         return False
@@ -79,7 +80,7 @@ def reading(path: Path) -> Iterator[Export]:
     as they are written, more or fewer entries than the header says, or another last hash.
     """
     try:
-        with path.open("rb") as stream:
+        with open_regular(path) as stream:
             head = _header(path, stream)
             yield Export(head, _entries(path, stream, head))
     except OSError as error:

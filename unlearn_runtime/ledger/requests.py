@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from rdp_calc.errors import DataError, InvalidInput
 from rdp_calc.ledger import LONGEST_TEXT
+from rdp_calc.regular_files import open_regular
 from unlearn_runtime.ledger import summary
 from unlearn_runtime.ledger.store import Head, Ledger
 from unlearn_runtime.ledger.times import after_days, read_time
@@ -77,7 +79,7 @@ def read_batch(path: Path, *, dataset_size: int, common: Wording) -> Iterator[As
     from unlearn_runtime.data.forget import parse_ids
 
     try:
-        with path.open(encoding="utf-8-sig") as stream:
+        with io.TextIOWrapper(open_regular(path), encoding="utf-8-sig") as stream:
             number = 0
             while line := stream.readline(_LONGEST_LINE):
                 number += 1

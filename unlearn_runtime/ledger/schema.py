@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Callable, Sequence
+from contextlib import closing
 
 from rdp_calc.errors import DataError
 
@@ -68,7 +69,20 @@ def check_version(connection: sqlite3.Connection, path: object) -> int:
         raise DataError(
             f"{path} is a ledger of version {found}; this rdp-calc reads up to {len(MIGRATIONS)}: install a newer one."
         )
+    _check_tables(connection, path, found)
     return found
+
+
+def _check_tables(connection: sqlite3.Connection, path: object, version_found: int) -> None:
+    """Raise DataError where something else stands in the place of a table: a view can be a query that never ends."""
+    query = "SELECT name, sql FROM sqlite_master WHERE type IN ('table', 'view') AND substr(name, 1, 7) <> 'sqlite_'"
+    with closing(sqlite3.connect(":memory:", isolation_level=None)) as copy:
+        for migration in MIGRATIONS[:version_found]:
+            migration(copy)
+        expected = {str(name).lower(): sql for name, sql in copy.execute(query)}
+    for name, sql in connection.execute(query):
+        if expected.get(str(name).lower(), sql) != sql:
+            raise DataError(f"{path} is damaged: {str(name)[:60]!r} is not the table of a ledger.")
 
 
 def migrate(connection: sqlite3.Connection, migrations: Sequence[Migration] = MIGRATIONS) -> None:

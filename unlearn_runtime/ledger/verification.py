@@ -14,6 +14,7 @@ from pathlib import Path
 from rdp_calc.documents import canonical, field
 from rdp_calc.errors import DataError, InvalidInput, RdpCalcError
 from rdp_calc.ledger import Entry, LedgerState
+from rdp_calc.regular_files import open_regular
 from rdp_calc.signature import is_public_key
 from rdp_calc.verify import Check, Report
 from rdp_calc.verify_ledger import verify_entries
@@ -59,7 +60,7 @@ def read_head(text: str) -> tuple[int, str]:
 
 def _is_sqlite(path: Path) -> bool:
     try:
-        with path.open("rb") as stream:
+        with open_regular(path) as stream:
             start = stream.read(len(_SQLITE))
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror}.") from None
