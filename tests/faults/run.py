@@ -11,16 +11,22 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
 
 from harness import ledgers, syscalls
 from harness.client import Server
+from harness.damage import HARMS, READERS
 from harness.faults import DRAWS
 from harness.laboratory import Laboratory, Result
+from harness.pairs import EVERY, PAIRS
 from harness.verbs import VERBS
+
+Job = Callable[[Laboratory], Result]
 
 #: Faults of commands that take long.
 _FOR_SLOW = ("kill", "term", "interrupt", "disk fills", "error once", "stdout full")
@@ -49,23 +55,25 @@ def main() -> int:
             if verb.slow:
                 count = -(-count // 10) if kind in _FOR_SLOW else 0
             cases += [(verb, kind, number) for number in range(count)]
-    random.Random(chosen.seed).shuffle(cases)
+    jobs: list[Job] = [_fault(*case, chosen.seed) for case in cases]
+    if chosen.verbs is None and chosen.faults is None:
+        jobs += _others(chosen.others, chosen.seed)
+    random.Random(chosen.seed).shuffle(jobs)
     begun = time.monotonic()
 
     def work(part: int) -> list[Result]:
         results = []
         with tempfile.TemporaryDirectory() as name, Server() as server:
             laboratory = Laboratory(server, Path(name))
-            for verb, kind, number in cases[part :: chosen.servers]:
+            for job in jobs[part :: chosen.servers]:
                 if time.monotonic() > begun + 60 * chosen.minutes:
                     break
-                draws = random.Random(f"{chosen.seed} {verb.name} {kind} {number}")
-                result = laboratory.case(verb, laboratory.draw(verb, kind, draws))
+                result = job(laboratory)
                 results.append(result)
                 if result.violation:
                     point = result.outcome.point if result.outcome else ""
                     spec = {**result.fault.spec, **result.fault.request}
-                    print(f"VIOLATION {verb.name} | {kind} {spec} | {point} | {result.violation}", flush=True)
+                    print(f"VIOLATION {result.verb} | {result.fault.kind} {spec} | {point} | {result.violation}")
         return results
 
     with ThreadPoolExecutor(chosen.servers) as pool:
@@ -74,6 +82,29 @@ def main() -> int:
     bad = sum(result.violation is not None for result in results)
     print(f"\n{len(results)} cases in {time.monotonic() - begun:.0f} s, {bad} violations")
     return 1 if bad else 0
+
+
+def _fault(verb: Any, kind: str, number: int, seed: int) -> Job:
+    draws = random.Random(f"{seed} {verb.name} {kind} {number}")
+    return lambda laboratory: laboratory.case(verb, laboratory.draw(verb, kind, draws))
+
+
+def _others(count: int, seed: int) -> Iterator[Job]:
+    """Damaged inputs, two commands at once, crowds and locks on ledgers."""
+    for number in range(count):
+        draws = random.Random(f"{seed} {number}")
+        for reader in READERS:
+            for harm in HARMS:
+                yield lambda laboratory, r=reader, h=harm, d=draws: laboratory.harmed(r, h, d)
+        for pair in PAIRS:
+            share = draws.random()
+            yield lambda laboratory, p=pair, s=share: laboratory.together(
+                *p, 1 + int(s * laboratory.undisturbed(p[0]).outcome.events)
+            )
+        for kills in (0, 10):
+            yield lambda laboratory, d=draws, k=kills: laboratory.crowd(24, d, kills=k)
+        for name in ("ledger request", "ledger plan", "ledger run"):
+            yield lambda laboratory, n=name: laboratory.locked(EVERY[n])
 
 
 def show(results: list[Result]) -> None:

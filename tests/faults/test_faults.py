@@ -7,17 +7,15 @@ from __future__ import annotations
 
 import random
 import signal
-from dataclasses import replace
 from typing import Any
 
 import pytest
-from harness import damage, ledgers, verbs
+from harness import damage
 from harness.faults import DRAWS, Fault
+from harness.pairs import EVERY, PAIRS
 
-VERBS = {verb.name: verb for verb in (*verbs.VERBS, *ledgers.VERBS)}
-
-#: A second request, beside the one of the verb.
-OTHER = replace(VERBS["ledger request"], arguments="ledger request asked.ledger --forget 11 -q")
+#: First of two at once, in the default tests.
+MEETING = ("ledger request", "ledger run", "run all")
 
 #: Verbs of the default tests, each with faults besides a kill.
 SAMPLE = {
@@ -42,23 +40,23 @@ def holds(result: Any) -> None:
 def test_a_few_faults(name: str, laboratory: Any) -> None:
     draws = random.Random(f"a few {name}")
     for kind in ("kill", *SAMPLE[name]):
-        holds(laboratory.case(VERBS[name], laboratory.draw(VERBS[name], kind, draws)))
+        holds(laboratory.case(EVERY[name], laboratory.draw(EVERY[name], kind, draws)))
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [name for name, verb in VERBS.items() if not verb.slow])
+@pytest.mark.parametrize("name", [name for name, verb in EVERY.items() if not verb.slow])
 def test_many_kills(name: str, laboratory: Any) -> None:
     draws = random.Random(f"many {name}")
     for _ in range(24):
-        holds(laboratory.case(VERBS[name], laboratory.draw(VERBS[name], "kill", draws)))
+        holds(laboratory.case(EVERY[name], laboratory.draw(EVERY[name], "kill", draws)))
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", VERBS)
+@pytest.mark.parametrize("name", EVERY)
 def test_every_fault(name: str, laboratory: Any) -> None:
     draws = random.Random(f"every {name}")
-    for kind in ("kill", "term", "interrupt", "disk fills", "error once") if VERBS[name].slow else DRAWS:
-        holds(laboratory.case(VERBS[name], laboratory.draw(VERBS[name], kind, draws)))
+    for kind in ("kill", "term", "interrupt", "disk fills", "error once") if EVERY[name].slow else DRAWS:
+        holds(laboratory.case(EVERY[name], laboratory.draw(EVERY[name], kind, draws)))
 
 
 @pytest.mark.slow
@@ -66,43 +64,28 @@ def test_every_fault(name: str, laboratory: Any) -> None:
     "name", ["run unlearn", "ledger batch", "ledger run, checkpoint", "ledger learn", "ledger init"]
 )
 def test_a_kill_at_every_call(name: str, laboratory: Any) -> None:
-    events = laboratory.undisturbed(VERBS[name]).outcome.events
+    events = laboratory.undisturbed(EVERY[name]).outcome.events
     assert events > 20
     for at in range(1, events + 1):
-        holds(laboratory.case(VERBS[name], Fault("kill", {"at": at, "signal": int(signal.SIGKILL)}, kills=True)))
+        holds(laboratory.case(EVERY[name], Fault("kill", {"at": at, "signal": int(signal.SIGKILL)}, kills=True)))
 
 
-@pytest.mark.parametrize(
-    ("first", "second"), [("ledger request", "other"), ("ledger run", "ledger run"), ("run all", "run all")]
-)
-def test_two_at_once(first: str, second: str, laboratory: Any) -> None:
-    events = laboratory.undisturbed(VERBS[first]).outcome.events
-    holds(laboratory.together(VERBS[first], VERBS.get(second, OTHER), random.Random(first).randint(1, events)))
+def named(pair: tuple[Any, Any]) -> str:
+    return f"{pair[0].name} + {pair[1].name}"
+
+
+@pytest.mark.parametrize("pair", [pair for pair in PAIRS if pair[0].name in MEETING], ids=named)
+def test_two_at_once(pair: tuple[Any, Any], laboratory: Any) -> None:
+    events = laboratory.undisturbed(pair[0]).outcome.events
+    holds(laboratory.together(*pair, random.Random(named(pair)).randint(1, events)))
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("first", "second"),
-    [
-        ("ledger request", "other"),
-        ("ledger batch", "other"),
-        ("ledger plan", "other"),
-        ("ledger run", "ledger run"),
-        ("ledger learn", "ledger learn"),
-        ("ledger init", "ledger init"),
-        ("ledger export", "other"),
-        ("run all", "run all"),
-        ("run, no checkpoint", "run, no checkpoint"),
-        ("plan over a plan", "plan over a plan"),
-        ("features", "features"),
-        ("baseline", "baseline"),
-        ("keys new", "keys new"),
-    ],
-)
-def test_two_at_once_wherever_one_is(first: str, second: str, laboratory: Any) -> None:
-    events = laboratory.undisturbed(VERBS[first]).outcome.events
-    for at in sorted({1, 2, events, *random.Random(first).sample(range(1, events + 1), 6)}):
-        holds(laboratory.together(VERBS[first], VERBS.get(second, OTHER), at))
+@pytest.mark.parametrize("pair", PAIRS, ids=named)
+def test_two_at_once_wherever_one_is(pair: tuple[Any, Any], laboratory: Any) -> None:
+    events = laboratory.undisturbed(pair[0]).outcome.events
+    for at in sorted({1, 2, events, *random.Random(named(pair)).sample(range(1, events + 1), min(6, events))}):
+        holds(laboratory.together(*pair, at))
 
 
 def test_many_processes_on_one_ledger(laboratory: Any) -> None:
@@ -118,7 +101,13 @@ def test_crowds_on_one_ledger(laboratory: Any) -> None:
 
 @pytest.mark.parametrize("name", ["ledger request", "ledger plan"])
 def test_a_locked_ledger(name: str, laboratory: Any) -> None:
-    holds(laboratory.locked(VERBS[name]))
+    holds(laboratory.locked(EVERY[name]))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["ledger batch", "ledger run", "ledger learn"])
+def test_a_ledger_locked_for_long(name: str, laboratory: Any) -> None:
+    holds(laboratory.locked(EVERY[name]))
 
 
 @pytest.mark.parametrize("reader", damage.READERS, ids=lambda reader: reader.name)
@@ -139,7 +128,7 @@ def test_much_damaged_input(reader: damage.Reader, laboratory: Any) -> None:
 def test_too_little_room_is_told_before_learning(laboratory: Any) -> None:
     with laboratory.fresh() as folder:
         fault = {"kind": "little room", "room": 1000}
-        done = laboratory.server.run(folder, VERBS["run vectors"].arguments, fault)
+        done = laboratory.server.run(folder, EVERY["run vectors"].arguments, fault)
         assert done.code == 2
         assert "free; use a smaller --store" in done.err
         assert "loop started" not in (folder / "log").read_text()
@@ -147,7 +136,7 @@ def test_too_little_room_is_told_before_learning(laboratory: Any) -> None:
 
 
 def found_out(name: str, mutation: str, spec: dict[str, Any], laboratory: Any) -> bool:
-    verb = VERBS[name]
+    verb = EVERY[name]
     events = laboratory.undisturbed(verb).outcome.events
     for at in range(1, events + 1):
         fault = Fault("kill", {**spec, "at": at}, {"mutation": mutation}, kills=spec["signal"] == signal.SIGKILL)
@@ -174,6 +163,6 @@ def test_names_before_bytes_are_found_out(laboratory: Any) -> None:
     from harness import checks
 
     with laboratory.fresh() as folder:
-        done = laboratory.server.run(folder, VERBS["run learn"].arguments, trace=True, mutation="no flush")
+        done = laboratory.server.run(folder, EVERY["run learn"].arguments, trace=True, mutation="no flush")
     with pytest.raises(AssertionError, match="on the disk"):
         checks.durable(done.trace)
