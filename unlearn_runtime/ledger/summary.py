@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -178,10 +178,10 @@ def made(connection: sqlite3.Connection) -> list[Made]:
     return [Made(*row) for row in rows]
 
 
-def levels(connection: sqlite3.Connection, numbers: set[int]) -> dict[int, str | None]:
+def levels(connection: sqlite3.Connection, numbers: Iterable[int]) -> dict[int, str | None]:
     """The certificate levels of some releases."""
-    rows = connection.execute("SELECT number, level FROM release WHERE certificate_entry IS NOT NULL")
-    return {number: level for number, level in rows if number in numbers}
+    query = "SELECT level FROM release WHERE number = ?"
+    return {number: connection.execute(query, (number,)).fetchone()[0] for number in numbers}
 
 
 def learned(connection: sqlite3.Connection) -> bool:
