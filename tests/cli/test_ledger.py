@@ -191,6 +191,13 @@ def test_a_clock_that_went_back_is_one_warning(made: Path, rdp: Call, monkeypatc
     assert rdp("ledger verify m.ledger -q").out == "ok\n"
 
 
+def test_a_run_is_one_process(made: Path, rdp: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    found = rdp(f"ledger run m.ledger {DATA} -o r")
+    assert (found.code, found.out) == (2, "")
+    assert "torchrun" in found.err
+
+
 def test_texts_in_a_ledger_do_not_rewrite_the_terminal(made: Path, rdp: Call) -> None:
     assert rdp(["ledger", "request", "m.ledger", "--forget", "1", "--reason", "[red]a[/red] [/x]"]).code == 0
     assert "[red]a[/red] [/x]" in rdp("ledger status m.ledger").out

@@ -7,6 +7,7 @@ from pathlib import Path
 import typer
 
 from cli.commands.ledger._parts import JSON, LEDGER, WAIT, new_app, read_wait, show_receipt, warn_of_clock
+from rdp_calc.documents import field
 from rdp_calc.errors import InvalidInput
 from rdp_calc.options import read_integer
 
@@ -50,7 +51,7 @@ def request(
     now = times.now()
     with opened(ledger, write=True, secret=True, wait=read_wait(wait)) as found:
         warn_of_clock(ledger, now, found.written)
-        size = template(found)["problem"]["dataset_size"]
+        size = field(template(found), "problem.dataset_size", "integer")
         if batch is not None:
             receipt = register(found, read_batch(batch, dataset_size=size, common=wording), now=now)
         else:

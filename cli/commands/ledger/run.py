@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from functools import partial
 from pathlib import Path
@@ -55,6 +56,8 @@ def run(
     as_json: bool = JSON,
     quiet: bool = typer.Option(False, "-q", "--quiet", help="Only the path of the result, no progress bar."),
 ) -> None:
+    if os.environ.get("WORLD_SIZE", "1") != "1":
+        raise InvalidInput("ledger run works in one process; start it without torchrun.")
     from cli.signing import unlock
     from unlearn_runtime.ledger import summary, times
     from unlearn_runtime.ledger.running import carry_out
