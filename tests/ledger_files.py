@@ -145,3 +145,11 @@ def chain_again(connection: sqlite3.Connection) -> None:
         last = hashlib.sha256(b"rdp-calc/ledger-entry/1\0" + bytes.fromhex(last) + content).hexdigest()
         connection.execute("INSERT INTO entries VALUES (?, ?, ?, ?)", (number, kind, body, bytes.fromhex(last)))
     connection.execute("UPDATE head SET count = ?, hash = ?", (len(rows), bytes.fromhex(last)))
+
+
+def head_again(path: Path) -> None:
+    """Put the code of the last entry into the head, as whoever holds the secret can."""
+    with opened(path, write=True, secret=True) as ledger:
+        assert ledger.secret is not None
+        code = ledger.secret.head(ledger.head.count, bytes.fromhex(ledger.head.hash))
+        ledger.connection.execute("UPDATE head SET mac = ?", (code,))

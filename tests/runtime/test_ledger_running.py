@@ -9,9 +9,21 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
-from ledger_files import NOW, Runner, ask, new_ledger, plan_next, plan_of, release, storied, without_triggers
+from ledger_files import (
+    NOW,
+    Runner,
+    ask,
+    chain_again,
+    head_again,
+    new_ledger,
+    plan_next,
+    plan_of,
+    release,
+    storied,
+    without_triggers,
+)
 
-from rdp_calc.errors import DataError, InvalidInput
+from rdp_calc.errors import DataError, InvalidInput, TargetUnreachable
 from rdp_calc.history import History
 from rdp_calc.ledger import LedgerState, folded
 from unlearn_runtime.ledger.creating import initialise
@@ -285,6 +297,28 @@ def test_a_run_rests_on_the_entries_and_not_on_the_tables(ledger: Path) -> None:
     ask(ledger, [5])
     with pytest.raises(DataError, match="hash is wrong"):
         release(ledger, ledger.parent / "release-2", run)
+
+
+def test_a_plan_with_fewer_steps_is_not_run(ledger: Path) -> None:
+    """Not even with the secret: the plan is derived again, and its claim proved, before anything is drawn."""
+    turns = plan_next(ledger).entry.body["turns"]
+    with without_triggers(ledger) as connection:
+        change = f"UPDATE entries SET body = replace(body, '\"turns\":{turns}', '\"turns\":{turns - 1}')"
+        assert connection.execute(f"{change} WHERE kind = 'plan'").rowcount == 1
+        chain_again(connection)
+    head_again(ledger)
+    run = Runner()
+    with pytest.raises((DataError, TargetUnreachable)):
+        release(ledger, ledger.parent / "release-1", run)
+    # More steps would do no harm, but they are not what was planned.
+    with without_triggers(ledger) as connection:
+        change = f"UPDATE entries SET body = replace(body, '\"turns\":{turns - 1}', '\"turns\":{turns + 1}')"
+        assert connection.execute(f"{change} WHERE kind = 'plan'").rowcount == 1
+        chain_again(connection)
+    head_again(ledger)
+    with pytest.raises(DataError, match="not the one that was recorded"):
+        release(ledger, ledger.parent / "release-1", run)
+    assert run.calls == []
 
 
 # Status
