@@ -408,6 +408,16 @@ def test_a_second_writer_waits_or_is_told(ledger: Path) -> None:
             ask(ledger, [2], wait=wait)
 
 
+def test_a_reader_sees_one_moment(ledger: Path) -> None:
+    with opened(ledger) as found:
+        with found.snapshot():
+            head = found.check_head()
+            ask(ledger, [1])
+            assert [entry.number for entry in found.entries()] == [1, 2]
+            assert found.check_head() == head
+        assert found.check_head().count == 3
+
+
 def test_one_run_at_a_time(ledger: Path) -> None:
     with run_lock(ledger):
         with pytest.raises(DataError, match="another process is planning or running"), run_lock(ledger):

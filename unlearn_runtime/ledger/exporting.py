@@ -39,17 +39,13 @@ def write_export(ledger: Ledger, output: Path) -> Head:
     Raises InvalidInput for an output that may not be written, DataError for a ledger that cannot be read.
     """
     check_output(output)
-    # One transaction: what is appended meanwhile is not in this export.
-    ledger.connection.execute("BEGIN")
-    try:
+    with ledger.snapshot():
         head = ledger.check_head()
         remove_stale(output)
         with terminable(), replacement(output, mode=0o644) as stream:
             stream.write(canonical({"schema": EXPORT_SCHEMA, "count": head.count, "head": head.hash}) + b"\n")
             for entry in ledger.entries():
                 stream.write(canonical(vars(entry)) + b"\n")
-    finally:
-        ledger.connection.execute("ROLLBACK")
     return head
 
 

@@ -29,6 +29,11 @@ def status(
     """
     if requests is not None and everything:
         raise InvalidInput("--requests and --all conflict; give one.")
+    with ledger.snapshot():
+        return _status(ledger, requests, everything, next_records, now)
+
+
+def _status(ledger: Ledger, requests: str | None, everything: bool, next_records: int, now: str) -> dict[str, Any]:
     head = ledger.check_head()
     document, past = template(ledger), history(ledger)
     written = ledger.written

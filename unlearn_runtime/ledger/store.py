@@ -130,6 +130,18 @@ class Ledger:
                 yield Entry(number, kind, _body(self.path, number, text), digest.hex()), text
 
     @contextmanager
+    def snapshot(self) -> Iterator[None]:
+        """Inside the block the ledger is as it was at the first look, whatever others append meanwhile."""
+        with named(self.path, self._wait):
+            self.connection.execute("BEGIN")
+            try:
+                yield
+            finally:
+                # SQLite has ended it already where the file turned out to be damaged.
+                if self.connection.in_transaction:
+                    self.connection.execute("ROLLBACK")
+
+    @contextmanager
     def writing(self) -> Iterator[Writer]:
         """A transaction: everything appended in the block is in the ledger when it ends well, else nothing.
 

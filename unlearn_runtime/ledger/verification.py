@@ -93,10 +93,9 @@ def _verify_export(path: Path, heads: list[tuple[int, str]], signer: str | None)
 def _verify_ledger(path: Path, heads: list[tuple[int, str]], signer: str | None) -> Report:
     signers = _Signers(signer)
     trouble: list[Check] = []
-    with opened(path) as ledger, closing(sqlite3.connect(":memory:", isolation_level=None)) as copy:
+    memory = sqlite3.connect(":memory:", isolation_level=None)
+    with opened(path) as ledger, closing(memory) as copy, ledger.snapshot():
         schema.migrate(copy)
-        # One transaction: whoever appends meanwhile does not disturb.
-        ledger.connection.execute("BEGIN")
         checks = [_integrity(ledger), _schema(ledger, copy)]
         copy.execute("BEGIN")
         again = _Repeated(copy)
