@@ -433,6 +433,9 @@ FINAL_ITERATE = Assumption(
     status="enforced",
     enforced_by="an unlearn run writes the last iterate only; the model of a learn run is not for release",
 )
+#: Rounding may add this share to the mu that is claimed.
+ROUNDING_SHARE = 1e-3
+
 REAL_ARITHMETIC = Assumption(
     name="real_arithmetic",
     value="rounding adds at most 0.1 % to mu",

@@ -38,12 +38,12 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from rdp_calc.descent import ROUNDING_SHARE
 from rdp_calc.errors import GuardFailed
 from rdp_calc.methods.hessian_free import HessianFree
 from rdp_calc.reals import round_down, round_up
 from unlearn_runtime.algorithms.slotted_training import Trajectory
 from unlearn_runtime.glm_losses import Huber, Logistic
-from unlearn_runtime.rounding import ROUNDING_SHARE
 
 _EPS64 = float(np.finfo(np.float64).eps)
 

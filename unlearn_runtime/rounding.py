@@ -16,7 +16,7 @@ import torch
 from flint import arb
 
 from rdp_calc.bounds.shifted import BOUND, best_choice, resolved
-from rdp_calc.descent import Descent
+from rdp_calc.descent import ROUNDING_SHARE, Descent
 from rdp_calc.errors import GuardFailed
 from rdp_calc.methods.descent_to_delete import DescentToDelete
 from rdp_calc.minorant import energy
@@ -24,9 +24,6 @@ from rdp_calc.plan import Plan
 from rdp_calc.process import Cycle, NoisyProcess, Phase
 from rdp_calc.reals import ball, precision
 from unlearn_runtime.glm import GeneralisedLinearModel
-
-#: Rounding may add this share to mu.
-ROUNDING_SHARE = 1e-3
 
 #: Minibatches measured at one check.
 _BATCHES_MEASURED = 10
@@ -96,29 +93,55 @@ def rounding_guard(plan: Plan) -> RoundingGuard:
 
 
 def rounding_limit(method: Descent, choice: tuple[int, ...] | None = None) -> float:
-    """The largest error e of a mean gradient at which rounding adds at most ``ROUNDING_SHARE`` to the mu of every
-    release. Infinite where no step has the forgotten records: both runs are then one and the same law.
+    """The largest error e of a mean gradient at which rounding takes no release more than ``ROUNDING_SHARE`` above the
+    mu that is claimed, which is that of the worst release. Infinite where no step has the forgotten records: both runs
+    are then one and the same law.
 
     ``choice``: a restart and a switch of inequalities for every release, as shifted composition stores them in a plan.
     """
     with precision(_BITS):
-        sequence = method.sequence()
-        closed = None if sequence is None else sequence.unit_mus()
-        limits = []
-        for number, release in enumerate(method.releases()):
-            assert isinstance(release, Descent)
-            process = release.process(1.0)
-            chosen = best_choice(process) if choice is None else choice[2 * number : 2 * number + 2]
-            part = resolved(process, chosen[0], chosen[1])
-            mu = energy(part.initial_distance, part.phases).sqrt()
-            if closed is not None:
-                mu = mu.min(closed[number])
-            if mu.is_zero():
-                limits.append(math.inf)
-                continue
-            added = energy(0.0, _rounding_phases(release, part)).sqrt()
-            limits.append(float((ROUNDING_SHARE * mu / added).mid()))
-    return min(limits)
+        parts = _in_closed_form(method) or _step_by_step(method, choice)
+        claimed = arb(0)
+        for mu, _ in parts:
+            claimed = claimed.max(mu)
+        if claimed.is_zero():
+            return math.inf
+        return min(float((((1 + ROUNDING_SHARE) * claimed - mu) / added).mid()) for mu, added in parts)
+
+
+def _in_closed_form(method: Descent) -> list[tuple[arb, arb]]:
+    """For each release of a sequence mu, and what a unit error in every step adds, at noise 1; empty where there is no
+    closed form.
+    """
+    sequence = method.sequence()
+    if sequence is None:
+        return []
+    steps, found = sequence.learn_turns * sequence.steps_per_turn, []
+    step = Phase(
+        contraction=sequence.contraction,
+        shift=2 * ball(method.step_size),
+        noise_std=0.0 if sequence.noise_at_the_end else sequence.noise_std,
+        steps=0,
+    )
+    published = Phase(contraction=1.0, shift=0.0, noise_std=sequence.noise_std, steps=1)
+    for state, (_, turns) in zip(sequence.states(), sequence.requests, strict=True):
+        steps += turns * sequence.steps_per_turn
+        phases = [replace(step, steps=steps), *([published] if sequence.noise_at_the_end else [])]
+        found.append((state.mu(), energy(0.0, phases).sqrt()))
+    return found
+
+
+def _step_by_step(method: Descent, choice: tuple[int, ...] | None) -> list[tuple[arb, arb]]:
+    """The same from the process of each release."""
+    found = []
+    for number, release in enumerate(method.releases()):
+        assert isinstance(release, Descent)
+        process = release.process(1.0)
+        chosen = best_choice(process) if choice is None else choice[2 * number : 2 * number + 2]
+        part = resolved(process, chosen[0], chosen[1])
+        added = energy(0.0, _rounding_phases(release, part)).sqrt()
+        found.append((energy(part.initial_distance, part.phases).sqrt(), added))
+    return found
 
 
 def _rounding_phases(method: Descent, process: NoisyProcess) -> list[Phase | Cycle]:

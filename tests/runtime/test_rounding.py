@@ -107,13 +107,32 @@ def test_noise_at_the_end_bears_the_error_of_every_step_before(rewind: bool) -> 
     assert rounding_limit(method) == pytest.approx(1e-3 * kept / (2 * sum(c**t for t in range(learned + 4))), rel=1e-9)
 
 
-def test_requests_take_the_smallest_limit_of_their_releases() -> None:
-    whole = problem(learn_steps=20, requests="1:9,2:4")
-    assert rounding_limit(whole) == min(rounding_limit(whole.first(1)), rounding_limit(whole.first(2)))
-    assert rounding_limit(whole) == rounding_limit(whole.first(1))
-    # Here the second release has decayed further than the first.
-    whole = problem(learn_steps=20, requests="2:1,1:9")
-    assert rounding_limit(whole) < rounding_limit(whole.first(1)) / 2
+@pytest.mark.parametrize("kind", [Langevin, DescentToDelete])
+@pytest.mark.parametrize("requests", ["1:9,2:4", "2:1,1:9", "3:2,1:60", "1:1,1:1,1:1"])
+def test_no_release_goes_above_the_mu_that_is_claimed_for_the_worst(kind: Any, requests: str) -> None:
+    limit = rounding_limit(problem(kind, learn_steps=20, requests=requests))
+    c, asked = 1 - 1.5 * 0.1, [tuple(map(int, part.split(":"))) for part in requests.split(",")]
+
+    def mus(error: float) -> list[float]:
+        """mu of every release at noise 1, step by step, with this error of every mean gradient of both runs."""
+        found = []
+        for count in range(1, len(asked) + 1):
+            left, present, distance, variance = sum(group for group, _ in asked[:count]), 60, 0.0, 0.0
+            for group, turns in [(0, 20), *asked[:count]]:
+                left, present = left - group, present - group
+                for _ in range(turns):
+                    distance = c * distance + 1.5 * (2 * left / present + 2 * error)
+                    variance = c * c * variance + 3.0
+            found.append(distance / math.sqrt(variance if kind is Langevin else 1.0))
+        return found
+
+    claimed = max(mus(0.0))
+    assert max(mus(limit)) == pytest.approx(1.001 * claimed, rel=1e-9)
+
+
+def test_a_release_that_decayed_far_bears_as_much_as_the_claim() -> None:
+    whole = problem(learn_steps=20, requests="3:2,1:200")
+    assert rounding_limit(whole) > 1e6 * rounding_limit(problem(learn_steps=20, unlearn_steps=202))
 
 
 def test_a_ball_forgets_old_errors() -> None:
