@@ -191,11 +191,15 @@ def move(source: Path, target: Path) -> None:
 
 def reserve(path: Path) -> None:
     """Take the room of a file of holes on the disk: raises OSError on a full one, where writing to a mapped file would
-    end the process.
+    end the process. Does nothing where the file system cannot.
     """
     with path.open("r+b") as stream:
         if hasattr(os, "posix_fallocate") and (size := os.fstat(stream.fileno()).st_size):
-            os.posix_fallocate(stream.fileno(), 0, size)
+            try:
+                os.posix_fallocate(stream.fileno(), 0, size)
+            except OSError as error:
+                if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS):
+                    raise
 
 
 def write_file(path: Path, content: str | bytes) -> None:

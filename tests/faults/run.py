@@ -115,10 +115,10 @@ def show(results: list[Result]) -> None:
         row["cases"] += 1
         row[result.ending] += 1
         row["violations"] += result.violation is not None
-    print(f"{'command':<20}{'fault':<18}{'cases':>6}{'bad':>5}  endings")
+    print(f"{'command':<24}{'fault':<18}{'cases':>6}{'bad':>5}  endings")
     for (verb, kind), row in sorted(rows.items()):
         endings = ", ".join(f"{n} {name}" for name, n in row.items() if name not in ("cases", "violations"))
-        print(f"{verb:<20}{kind:<18}{row['cases']:>6}{row['violations']:>5}  {endings}")
+        print(f"{verb:<24}{kind:<18}{row['cases']:>6}{row['violations']:>5}  {endings}")
 
 
 if __name__ == "__main__":

@@ -19,15 +19,15 @@ MEETING = ("ledger request", "ledger run", "run all")
 
 #: Verbs of the default tests, each with faults besides a kill.
 SAMPLE = {
-    "plan over a plan": ("disk fills", "read-only"),
-    "run learn": ("full disk", "interrupt", "stdout closed"),
-    "run unlearn": ("term", "error once"),
-    "run all": ("reader gone", "disk fills"),
-    "features": ("file size", "hangup"),
-    "baseline": ("stdout full", "no room once"),
+    "plan over a plan": ("read-only",),
+    "run learn": ("full disk", "stdout closed"),
+    "run unlearn": ("term",),
+    "run all": ("interrupt",),
+    "features": ("no room once",),
+    "baseline": ("stdout full", "error once"),
     "ledger request": ("clock", "disk fills"),
-    "ledger batch": ("error once",),
-    "ledger run": ("term", "full disk"),
+    "ledger batch": ("disk breaks",),
+    "ledger run": ("term",),
 }
 
 
@@ -110,9 +110,10 @@ def test_a_ledger_locked_for_long(name: str, laboratory: Any) -> None:
     holds(laboratory.locked(EVERY[name]))
 
 
-@pytest.mark.parametrize("reader", damage.READERS, ids=lambda reader: reader.name)
-def test_damaged_input(reader: damage.Reader, laboratory: Any) -> None:
-    draws = random.Random(reader.name)
+@pytest.mark.parametrize("name", ["run, state", "run, checkpoint", "run, model", "ledger run, state"])
+def test_damaged_input(name: str, laboratory: Any) -> None:
+    reader = next(one for one in damage.READERS if one.name == name)
+    draws = random.Random(name)
     holds(laboratory.harmed(reader, draws.choice(list(damage.HARMS)), draws))
 
 
@@ -138,7 +139,7 @@ def test_too_little_room_is_told_before_learning(laboratory: Any) -> None:
 def found_out(name: str, mutation: str, spec: dict[str, Any], laboratory: Any) -> bool:
     verb = EVERY[name]
     events = laboratory.undisturbed(verb).outcome.events
-    for at in range(1, events + 1):
+    for at in range(events, 0, -1):
         fault = Fault("kill", {**spec, "at": at}, {"mutation": mutation}, kills=spec["signal"] == signal.SIGKILL)
         if laboratory.case(verb, fault).violation is not None:
             return True

@@ -35,9 +35,9 @@ def shell(text: str, folder: Path) -> tuple[int, str]:
     [
         ("| true; exit ${PIPESTATUS[0]}", 1, ""),
         ("> /dev/full", 1, "error: No space left on device.\n"),
-        (">&-", 0, ""),
         ("<&- >&- 2>&-", 0, ""),
-        ("2>/dev/full >/dev/null", 0, ""),
+        pytest.param(">&-", 0, "", marks=pytest.mark.slow),
+        pytest.param("2>/dev/full >/dev/null", 0, "", marks=pytest.mark.slow),
     ],
 )
 def test_the_file_is_whole_whatever_becomes_of_the_answer(streams: str, code: int, said: str, tmp_path: Path) -> None:
@@ -46,7 +46,7 @@ def test_the_file_is_whole_whatever_becomes_of_the_answer(streams: str, code: in
     assert json.loads((tmp_path / "new.json").read_text())["method"] == "langevin"
 
 
-@pytest.mark.parametrize("streams", [">&-", ">/dev/null", "2>&-"])
+@pytest.mark.parametrize("streams", [">&-", pytest.param("2>&-", marks=pytest.mark.slow)])
 def test_an_error_needs_no_stdout(streams: str, tmp_path: Path) -> None:
     code, said = shell(f"{COMMAND.replace('0.05', '-1')} {streams}", tmp_path)
     assert code == 2

@@ -127,7 +127,8 @@ class Laboratory:
             try:
                 silent = fault.kind == "reader gone"
                 done = self.ledgers.after(verb, fault, folder, before, outcome, silent=silent)
-                self.ledgers.repeat(verb, folder, before, done=done)
+                same = {name: value for name, value in fault.request.items() if name == "mutation"}
+                self.ledgers.repeat(verb, folder, before, done=done, **same)
             except AssertionError as error:
                 return Result(verb.name, fault, _ending(outcome), str(error) or "assertion", outcome)
             return Result(verb.name, fault, _ending(outcome), None, outcome)

@@ -180,12 +180,12 @@ class Ledgers:
         assert not hidden or fault.kills or fault.stuck or outcome.failed, f"left behind: {hidden}"
         return len(added) >= len(verb.appends)
 
-    def repeat(self, verb: LedgerVerb, folder: Path, before: Before, *, done: bool) -> None:
+    def repeat(self, verb: LedgerVerb, folder: Path, before: Before, *, done: bool, **request: Any) -> None:
         """The command again, without a fault: all is there then, once."""
         release = next(iter(verb.targets), "")
         certificate = folder / release / "certificate.json"
         made = certificate.read_bytes() if release and certificate.is_file() else None
-        again = self.server.run(folder, verb.arguments)
+        again = self.server.run(folder, verb.arguments, **request)
         orphan = not (folder / verb.ledger).exists() and (folder / f"{verb.ledger}.secret").exists()
         if orphan:
             # A secret is never deleted nor replaced: it may be that of a ledger that lies elsewhere.
