@@ -80,7 +80,8 @@ def main() -> int:
         results = [result for part in pool.map(work, range(chosen.servers)) for result in part]
     show(results)
     bad = sum(result.violation is not None for result in results)
-    print(f"\n{len(results)} cases in {time.monotonic() - begun:.0f} s, {bad} violations")
+    kills = sum(result.fault.kills and result.ending.startswith("signal") for result in results)
+    print(f"\n{kills} processes killed; {len(results)} cases in {time.monotonic() - begun:.0f} s, {bad} violations")
     return 1 if bad else 0
 
 

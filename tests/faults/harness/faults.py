@@ -37,7 +37,8 @@ def _signal(kind: str, number: signal.Signals) -> Draw:
     def draw(draws: random.Random, events: int, seconds: float) -> Fault:
         when: dict[str, Any] = {"at": draws.randint(1, events)}
         if draws.random() < 0.3:
-            when = {"after": draws.uniform(0, 1.05 * seconds)}
+            # Later ones often come after the end, where there is nothing to see.
+            when = {"after": draws.uniform(0, 0.8 * seconds)}
         return Fault(kind, {"signal": int(number), **when}, kills=number == signal.SIGKILL)
 
     return draw
