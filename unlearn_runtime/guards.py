@@ -242,7 +242,14 @@ def _is_spectral(layer: torch.nn.Module) -> bool:
 
 def _is_training_operator(node: Any) -> bool:
     target = str(node.target)
-    return node.op == "call_function" and ("dropout" in target or "batch_norm" in target) and True in node.args
+    if node.op != "call_function" or not ("dropout" in target or "batch_norm" in target):
+        return False
+    schema = getattr(node.target, "_schema", None)
+    if schema is None:
+        return True in node.args
+    # By name: batch_norm has another flag, which a torch with cuDNN sets.
+    given = {**dict(zip((argument.name for argument in schema.arguments), node.args, strict=False)), **node.kwargs}
+    return any(given.get(name) not in (None, False) for name in ("train", "training"))
 
 
 def _storage(module: torch.nn.Module, dtype: torch.dtype, device: torch.device) -> Iterator[RdpCalcError]:

@@ -369,6 +369,12 @@ def test_statistics_frozen_into_an_export_are_refused_unless_public() -> None:
     assert "1.running_mean" in text
     assert "released as they are" in text
     assert problems(exported, trainable=("*",)) == []
+    (node,) = [node for node in exported.graph.nodes if "batch_norm" in str(node.target)]
+    # The last flag is cudnn_enabled, the fourth from the end is training.
+    node.args = (*node.args[:-1], True)
+    assert problems(exported, trainable=("*",)) == []
+    node.args = (*node.args[:-4], True, *node.args[-3:])
+    assert "training mode" in problems(exported, trainable=("*",))[0]
 
 
 def test_an_export_for_one_batch_size_is_refused() -> None:
