@@ -11,7 +11,6 @@ import hmac
 import json
 import os
 import sqlite3
-import tempfile
 import urllib.parse
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
@@ -22,7 +21,7 @@ from typing import Any
 from rdp_calc.documents import canonical
 from rdp_calc.errors import DataError, InvalidInput
 from rdp_calc.ledger import Entry
-from unlearn_runtime.folders import check_parent, remove_stale, replacement, terminable
+from unlearn_runtime.folders import check_parent, remove_stale, replacement, terminable, working_folder
 from unlearn_runtime.ledger import schema, summary
 from unlearn_runtime.ledger.secret import Secret, read_secret, secret_path, write_secret
 
@@ -212,7 +211,7 @@ def create(path: Path, secret: Secret, first: list[tuple[str, dict[str, Any]]]) 
     """
     check_new(path)
     with terminable():
-        content, head = _build(secret, first)
+        content, head = _build(path, secret, first)
         private = write_secret(path, secret)
         try:
             with replacement(path, mode=0o644, new=True) as stream:
@@ -239,9 +238,10 @@ def check_new(path: Path) -> None:
     check_parent(path)
 
 
-def _build(secret: Secret, first: list[tuple[str, dict[str, Any]]]) -> tuple[bytes, Head]:
-    with tempfile.TemporaryDirectory(prefix="rdp-calc-") as folder:
-        path = Path(folder) / "ledger"
+def _build(target: Path, secret: Secret, first: list[tuple[str, dict[str, Any]]]) -> tuple[bytes, Head]:
+    # Beside the target: what a kill leaves there is removed by the next who makes it.
+    with working_folder(target) as folder:
+        path = folder / "ledger"
         with named(path, WAIT), closing(_connect(f"file:{urllib.parse.quote(str(path))}", WAIT)) as connection:
             schema.migrate(connection)
             connection.execute("PRAGMA journal_mode = WAL")
