@@ -74,7 +74,8 @@ def _checked_schema(
 def _dtype_name(kind: Any) -> str:
     try:
         return str(np.dtype(kind.to_pandas_dtype()))
-    except (NotImplementedError, TypeError):
+    except (NotImplementedError, TypeError, ImportError):
+        # Older pyarrow asks for pandas here, which nothing else needs.
         return str(kind)[:60]
 
 
