@@ -331,7 +331,7 @@ def test_exports_that_were_changed(ledger: Path) -> None:
         yield "exchanged", [*lines[:3], lines[4], lines[3], *lines[5:]]
         yield "dropped", [*lines[:3], *lines[4:]]
         yield "recounted", [lines[0].replace(b'"count":%d' % count, b'"count":%d' % (count - 1)), *lines[1:-1]]
-        yield "spaced", [*lines[:3], lines[3].replace(b":", b": "), *lines[4:]]
+        yield "spaced", [*lines[:3], lines[3].replace(b'","kind"', b'", "kind"'), *lines[4:]]
         yield "edited", [*lines[:3], lines[3].replace(b'"reason":""', b'"reason":"x"'), *lines[4:]]
         yield "not UTF-8", [*lines[:3], b"\xff" + lines[3], *lines[4:]]
 
