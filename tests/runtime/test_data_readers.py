@@ -501,7 +501,7 @@ def test_parquet_categories_are_text_labels(tmp_path: Path) -> None:
         ({"a": [1.0, 2.0], "y": [None, "v"]}, ["'y' row 0", "null"]),
         ({"a": ["1", "2"], "y": [0, 1]}, ["'a'", "real numbers"]),
         ({"a": [[1], [2]], "y": [0, 1]}, ["'a'", "real numbers"]),
-        ({"a": np.array([0, 1], dtype="M8[s]"), "y": [0, 1]}, ["'a'", "[s]"]),
+        ({"a": np.array([0, 1], dtype="M8[s]"), "y": [0, 1]}, ["'a'", "[ms]"]),
         ({"a": [1.0, float("nan")], "y": [0, 1]}, ["row 1, column 0", "nan"]),
         ({"a": [1.0, 2.0], "y": [0.5, 1]}, ["y_train row 0", "0.5"]),
         ({"a": [1.0, 2.0], "y": [b"u", b"v"]}, ["y_train", "text"]),
