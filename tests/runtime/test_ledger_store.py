@@ -295,7 +295,7 @@ def test_without_its_secret_a_ledger_is_read_only(ledger: Path) -> None:
         ("{}", "field schema is missing"),
         (kept.replace("ledger-secret/1", "ledger-secret/2"), "schema"),
         ('{"schema": "rdp-calc/ledger-secret/1", "salt": "xy"}', "hexadecimal"),
-        ('{"schema": "rdp-calc/ledger-secret/1", "salt": "' + "0" * 64 + '"}', "ledger mismatch"),
+        ('{"schema": "rdp-calc/ledger-secret/1", "salt": "' + "0" * 64 + '"}', "is not the secret of this ledger"),
     ):
         private.write_text(content)
         private.chmod(0o600)
