@@ -87,10 +87,14 @@ def test_one_by_one_plans_the_first_alone(ledger: Path) -> None:
     assert alone.choices.together_cost == together.cost
     assert alone.together_turns == together.entry.body["turns"]
     assert len(alone.choices.one_by_one.turns) == 2
+    with opened(ledger) as found:
+        assert [row["state"] for row in status(found, now=NOW)["shown"]] == ["planned", "pending"]
     # The last plan is the one that is carried out.
     done = release(ledger, ledger.parent / "release-1")
     assert (done.requests, done.records) == ((1,), 2)
     assert [request.release for request in state_of(ledger).requests] == [1, None]
+    with opened(ledger) as found:
+        assert [row["state"] for row in status(found, now=NOW)["shown"]] == ["certified", "pending"]
     assert verify_file(ledger).holds
 
 
