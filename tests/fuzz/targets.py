@@ -234,7 +234,8 @@ def read_ledger_secret(content: bytes, folder: Path) -> None:
     from unlearn_runtime.ledger.secret import read_secret
 
     _put(folder, "a.ledger.secret", content).chmod(0o600)
-    read_secret(folder / "a.ledger", hashlib.sha256(b"x").hexdigest())
+    salt = bytes.fromhex(json.loads(seeds.ledgers()["secret"])["salt"])
+    read_secret(folder / "a.ledger", hashlib.sha256(salt).hexdigest())
 
 
 def read_ledger_batch(content: bytes, folder: Path) -> None:
