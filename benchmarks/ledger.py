@@ -92,7 +92,11 @@ def _sha(text: str) -> str:
 def _create(path: Path, template: Plan) -> None:
     secret, document = Secret.new(), template.to_json()
     model = {"schema": LEDGER_SCHEMA, "name": "benchmark", "plan": document, "salt_sha256": secret.sha256}
-    learning = {"plan_digest": document["digest"], "state_sha256": _sha("learned"), "data_fingerprint": _sha("data")}
+    learning = {
+        "plan_digest": document["digest"],
+        "state_fingerprint": _sha("learned"),
+        "data_fingerprint": _sha("data"),
+    }
     learning |= {"learn_steps": template.executed_learn_steps, "removed": 0}
     learning |= {"random_source": "os-entropy", "deviation": None, "time": _NOW}
     create(path, secret, [("model", {**model, "version": "0", "time": _NOW}), ("learning", learning)])
@@ -142,11 +146,13 @@ def _build_one_by_one(path: Path, requests: int) -> None:
 
 def _release(ledger: Ledger, writer: Writer, number: int, certificate: dict[str, Any]) -> None:
     found = summary.last_release(ledger.connection)
-    last = _sha("learned") if found is None else found.state_sha256
+    last = _sha("learned") if found is None else found.state_fingerprint
     shared = {"release": number, "time": _NOW}
     digest = certificate["plan_digest"]
-    writer.append("execution", {**shared, "plan_digest": digest, "start_sha256": last, "output": f"release-{number}"})
-    writer.append("certificate", {**shared, "certificate": certificate, "state_sha256": _sha(f"state {number}")})
+    writer.append(
+        "execution", {**shared, "plan_digest": digest, "start_fingerprint": last, "output": f"release-{number}"}
+    )
+    writer.append("certificate", {**shared, "certificate": certificate, "state_fingerprint": _sha(f"state {number}")})
 
 
 def certificate_of(plan: Plan, number: int) -> dict[str, Any]:

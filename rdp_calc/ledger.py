@@ -5,7 +5,8 @@ Every entry has a number, a kind, a body (one JSON object) and the hash
     SHA-256("rdp-calc/ledger-entry/1" 00 previous-hash canonical({number, kind, body})),
 
 the hash before entry 1 being zeros. Whoever changes, moves, adds or drops an entry changes every later hash; dropping
-the last ones is found by someone who kept a later hash. Records stand in a ledger as keyed hashes of their row numbers.
+the last ones is found by someone who kept a later hash. Records stand in a ledger as keyed hashes of their row numbers,
+states as keyed hashes of their files.
 Reading and writing files is not done here (``unlearn_runtime/ledger``).
 """
 
@@ -34,11 +35,11 @@ GENESIS = "0" * 64
 #: Every field of every kind of entry; all bodies have a time.
 FIELDS = {
     "model": "schema name plan salt_sha256 version time",
-    "learning": "plan_digest state_sha256 data_fingerprint learn_steps random_source deviation removed time",
+    "learning": "plan_digest state_fingerprint data_fingerprint learn_steps random_source deviation removed time",
     "request": "request records reason received due time",
     "plan": "release requests group turns noise mu delta_upper plan_digest time",
-    "execution": "release plan_digest start_sha256 output time",
-    "certificate": "release certificate state_sha256 time",
+    "execution": "release plan_digest start_fingerprint output time",
+    "certificate": "release certificate state_fingerprint time",
 }
 
 _TIME = re.compile(r"\d{4}-(0[1-9]|1[0-2])-(0[1-9]|[12]\d|3[01])T([01]\d|2[0-3]):[0-5]\d:[0-5]\dZ")
@@ -109,7 +110,7 @@ class Released:
 
     planned: Planned
     certificate: dict[str, Any]
-    state_sha256: str | None
+    state_fingerprint: str | None
 
 
 @dataclass
@@ -186,10 +187,13 @@ class LedgerState:
     def _add_learning(self, body: dict[str, Any]) -> None:
         if self.learning is not None or self.begun is not None or self.releases:
             raise DataError("a model is learned once, before any release.")
-        for name in ("plan_digest", "state_sha256", "data_fingerprint"):
+        for name in ("plan_digest", "state_fingerprint", "data_fingerprint"):
             _sha256(body, name)
         read(body, "learn_steps", "integer", optional=True)
-        read(body, "removed", "integer")
+        assert self.template is not None
+        removed = read(body, "removed", "integer")
+        if removed < 0 or (removed > 0 and self.template.method.NEEDS_PREPARATION):
+            raise DataError(f"removed is {removed}: what was learned must not have forgotten records before.")
         _text(body, "random_source")
         read(body, "deviation", "text", optional=True)
         if body["plan_digest"] != self.template_document["digest"]:
@@ -239,15 +243,15 @@ class LedgerState:
         self.planned, self.begun = planned, None
 
     def _add_execution(self, body: dict[str, Any]) -> None:
-        _sha256(body, "start_sha256")
+        _sha256(body, "start_fingerprint")
         _text(body, "output")
         self._follows_plan(body, read(body, "plan_digest", "text"))
         if self.learning is None:
             raise DataError("nothing was learned yet.")
-        wanted = self.learning["state_sha256"]
+        wanted = self.learning["state_fingerprint"]
         if self.releases and not self.cumulative:
-            wanted = self.releases[-1].state_sha256
-        if body["start_sha256"] != wanted:
+            wanted = self.releases[-1].state_fingerprint
+        if body["start_fingerprint"] != wanted:
             raise DataError("the run started from a state that the ledger does not name as the last.")
         self.begun = body
 
@@ -258,13 +262,13 @@ class LedgerState:
             raise DataError("no run was begun.")
         if "plan" in certificate:
             raise DataError("a ledger holds certificates without their plans.")
-        if body["state_sha256"] is not None:
-            _sha256(body, "state_sha256")
+        if body["state_fingerprint"] is not None:
+            _sha256(body, "state_fingerprint")
         elif not self.cumulative:
             raise DataError("the state that the next release starts from is not named.")
         for number in self.planned.requests:
             self.requests[number - 1].release = self.planned.release
-        self.releases.append(Released(self.planned, certificate, body["state_sha256"]))
+        self.releases.append(Released(self.planned, certificate, body["state_fingerprint"]))
         self.planned = self.begun = None
 
     def _follows_plan(self, body: dict[str, Any], plan_digest: str) -> None:

@@ -57,7 +57,7 @@ class Book:
         self.rows = 0
         body = {"schema": LEDGER_SCHEMA, "name": name, "plan": plan.to_json(), "version": "0.1.0"}
         self.write("model", {**body, "salt_sha256": hashlib.sha256(SALT).hexdigest()})
-        learning = {"plan_digest": self.state.template_document["digest"], "state_sha256": sha("learned")}
+        learning = {"plan_digest": self.state.template_document["digest"], "state_fingerprint": sha("learned")}
         learning |= {"data_fingerprint": sha("data"), "learn_steps": plan.executed_learn_steps, "removed": 0}
         self.write("learning", {**learning, "random_source": OS_ENTROPY, "deviation": None})
 
@@ -91,13 +91,13 @@ class Book:
         document = plan.to_json()
         number = len(self.state.releases) + 1
         shared = {"release": number, "plan_digest": document["digest"]}
-        last = self.state.learning["state_sha256"] if self.state.learning else ""
+        last = self.state.learning["state_fingerprint"] if self.state.learning else ""
         if self.state.releases and not self.state.cumulative:
-            last = self.state.releases[-1].state_sha256 or ""
-        self.write("execution", {**shared, "start_sha256": last, "output": f"release-{number}"})
+            last = self.state.releases[-1].state_fingerprint or ""
+        self.write("execution", {**shared, "start_fingerprint": last, "output": f"release-{number}"})
         written = certificate(plan, number, **changes)
         written.pop("plan")
-        body = {"release": number, "certificate": written, "state_sha256": sha(f"state {number}")}
+        body = {"release": number, "certificate": written, "state_fingerprint": sha(f"state {number}")}
         self.write("certificate", body)
 
 

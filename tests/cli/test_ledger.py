@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -43,13 +44,27 @@ def learned(tmp_path_factory: pytest.TempPathFactory, shell: Call) -> Path:
 
 
 @pytest.fixture
-def made(learned: Path, rdp: Call) -> Path:
+def start(learned: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A learned model from which nothing was released."""
+    folder: Path = shutil.copytree(learned / "learned", tmp_path_factory.mktemp("start") / "learned")
+    return folder
+
+
+@pytest.fixture
+def made(learned: Path, start: Path, rdp: Call) -> Path:
     """A ledger in the working folder."""
-    found = rdp(
-        ["ledger", "init", "m.ledger", "--plan", str(learned / "plan.json"), "--start", str(learned / "learned")]
-    )
+    found = rdp(["ledger", "init", "m.ledger", "--plan", str(learned / "plan.json"), "--start", str(start)])
     assert (found.code, found.err) == (0, "")
     return Path("m.ledger")
+
+
+def test_a_model_that_was_released_from_is_not_taken(learned: Path, start: Path, rdp: Call) -> None:
+    (start / "private" / "releases.txt").write_text("0" * 64 + "\n")
+    found = rdp(["ledger", "init", "n.ledger", "--plan", str(learned / "plan.json"), "--start", str(start)])
+    assert found.code == 6
+    assert "releases were made from" in found.err
+    assert not Path("n.ledger").exists()
+    assert not Path("n.ledger.secret").exists()
 
 
 def test_a_life(made: Path, learned: Path, rdp: Call) -> None:

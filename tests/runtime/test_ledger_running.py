@@ -402,12 +402,12 @@ def test_tables_that_speed_things_up_say_what_the_entries_say(tmp_path: Path) ->
         expected = [(r.number, r.group, r.received, r.due, r.release) for r in state.requests]
         assert requests.fetchall() == expected
         releases = cursor.execute(
-            "SELECT records, turns, noise, mu, plan_digest, state_sha256 FROM release"
+            "SELECT records, turns, noise, mu, plan_digest, state_fingerprint FROM release"
             " WHERE certificate_entry IS NOT NULL ORDER BY number"
         )
         assert releases.fetchall() == [
-            (r.planned.group, r.planned.turns, r.planned.noise, r.planned.mu, r.planned.plan_digest, r.state_sha256)
-            for r in state.releases
+            (p.group, p.turns, p.noise, p.mu, p.plan_digest, r.state_fingerprint)
+            for r, p in ((r, r.planned) for r in state.releases)
         ]
         records = cursor.execute("SELECT hex(hash), request FROM record")
         assert {(text.lower(), number) for text, number in records} == {

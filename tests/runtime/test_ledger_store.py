@@ -62,7 +62,13 @@ def test_a_new_ledger_and_its_secret(ledger: Path) -> None:
     assert state.salt_sha256 == hashlib.sha256(salt).hexdigest()
     assert (state.count, state.head) == (head.count, head.hash) == (2, state.head)
     assert state.learning is not None
-    assert state.learning["state_sha256"] == hashlib.sha256(b"state 0").hexdigest()
+    # A state is named under the key too: a bare hash would let anyone test guesses at the data.
+    plain = hashlib.sha256(b"state 0")
+    assert (
+        state.learning["state_fingerprint"]
+        == hmac.new(salt, b"rdp-calc/ledger-state/1" + plain.digest(), "sha256").hexdigest()
+    )
+    assert plain.hexdigest().encode() not in ledger.read_bytes()
     with closing(sqlite3.connect(ledger)) as connection:
         settings = [connection.execute(f"PRAGMA {name}").fetchone()[0] for name in ("journal_mode", "user_version")]
         assert settings == ["wal", len(schema.MIGRATIONS)]

@@ -214,7 +214,7 @@ def test_whoever_has_the_secret_proves_no_more(name: str, ledger: Path) -> None:
         "UPDATE request SET records = 1 WHERE number = 1",
         "UPDATE release SET noise = noise / 2",
         "UPDATE release SET turns = turns + 1 WHERE number = 1",
-        "UPDATE release SET state_sha256 = 'x' WHERE number = 2",
+        "UPDATE release SET state_fingerprint = 'x' WHERE number = 2",
         "UPDATE release SET level = 'conditional' WHERE number = 2",
         "DELETE FROM record WHERE request = 4",
         "UPDATE record SET request = 4 WHERE request = 3",

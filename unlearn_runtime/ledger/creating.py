@@ -22,6 +22,9 @@ ANY_MODEL = ("noisy-finetune", "blockwise-finetune", "model-clip", "output-pertu
 LEARNING_SCHEMA = "rdp-calc/learning-record/1"
 RECORD, STATE, MODEL = "private/learning.json", "private/state.safetensors", "model.safetensors"
 
+#: Certificates of the releases made from a folder.
+RELEASES = "private/releases.txt"
+
 
 def checked_template(document: dict[str, Any]) -> Plan:
     """The plan that a history can be kept of. Raises DataError where its claim does not hold, NotApplicable for a plan
@@ -77,7 +80,7 @@ def initialise(path: Path, document: dict[str, Any], *, name: str, start: Path |
     learned = learning_body(start, document, secret, now=now)
     head = create(path, secret, [*entries, ("learning", learned)])
     with opened(path, write=True) as ledger:
-        ledger.note_folder(learned["state_sha256"], start)
+        ledger.note_folder(learned["state_fingerprint"], start)
     return head
 
 
@@ -87,7 +90,7 @@ def learning_body(start: Path, document: dict[str, Any], secret: Secret, *, now:
         path = start / MODEL if start.is_dir() else start
         return {
             "plan_digest": document["digest"],
-            "state_sha256": file_sha256(path),
+            "state_fingerprint": secret.state(file_sha256(path)),
             # Which data a model file was trained on, only its maker knows.
             "data_fingerprint": secret.data(""),
             "learn_steps": None,
@@ -106,6 +109,8 @@ def learning_body(start: Path, document: dict[str, Any], secret: Secret, *, now:
     removed = field(record, "removed_ids", "list", optional=True) or []
     if removed:
         raise DataError(f"{start} is a release, not what was learned; start the ledger from the learn run.")
+    if (start / RELEASES).is_file() and (start / RELEASES).stat().st_size:
+        raise DataError(f"releases were made from {start} that the ledger would not know; learn again for it.")
     state = file_sha256(start / STATE)
     if field(record, "state_sha256", "text") != state:
         raise DataError(f"{start / STATE} is not the state its record names; it was changed or damaged.")
@@ -115,7 +120,7 @@ def learning_body(start: Path, document: dict[str, Any], secret: Secret, *, now:
         raise DataError(f"field data_fingerprint of {start / RECORD} must be hexadecimal.") from None
     return {
         "plan_digest": document["digest"],
-        "state_sha256": state,
+        "state_fingerprint": secret.state(state),
         "data_fingerprint": fingerprint,
         "learn_steps": field(record, "learn_steps", "integer", optional=True),
         "random_source": field(record, "random_source", "text"),

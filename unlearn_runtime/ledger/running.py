@@ -21,8 +21,8 @@ from rdp_calc.verify import verify_document
 from unlearn_runtime.bindings import file_sha256
 from unlearn_runtime.folders import check_free
 from unlearn_runtime.ledger import times
-from unlearn_runtime.ledger.creating import ANY_MODEL, MODEL, RECORD, STATE, learning_body
-from unlearn_runtime.ledger.secret import run_lock
+from unlearn_runtime.ledger.creating import ANY_MODEL, MODEL, RECORD, RELEASES, STATE, learning_body
+from unlearn_runtime.ledger.secret import Secret, run_lock
 from unlearn_runtime.ledger.store import WAIT, Head, Ledger, opened
 
 RUN_SCHEMA = "rdp-calc/ledger-run/1"
@@ -30,7 +30,7 @@ RUN_SCHEMA = "rdp-calc/ledger-run/1"
 #: ``unlearn_runtime.run.run_plan``, with data and execution given; it calls ``begin`` before anything is computed.
 Run = Callable[..., dict[str, Any]]
 
-CERTIFICATE, AUDIT, RELEASES = "certificate.json", "private/audit.json", "private/releases.txt"
+CERTIFICATE, AUDIT = "certificate.json", "private/audit.json"
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ def _learn(
     with ledger.writing() as writer:
         writer.append("learning", body)
         head = writer.head
-    ledger.note_folder(body["state_sha256"], output)
+    ledger.note_folder(body["state_fingerprint"], output)
     return Done("learn", None, (), 0, None, adopted, output, summary, head)
 
 
@@ -151,7 +151,7 @@ class _Release:
                 {
                     "release": planned.release,
                     "plan_digest": planned.plan_digest,
-                    "start_sha256": self._wanted,
+                    "start_fingerprint": self._wanted,
                     "output": self.output.absolute().name,
                     "time": self.clock(),
                 },
@@ -173,7 +173,6 @@ class _Release:
 
     def _rows(self) -> list[int]:
         """Row numbers to forget: those of the planned requests, for cumulative methods also all removed before."""
-        assert self.ledger.secret is not None
         numbers = set(self.planned.requests)
         wanted = {
             record
@@ -182,7 +181,7 @@ class _Release:
             for record in request.records
         }
         size = field(self.state.template_document, "problem.dataset_size", "integer")
-        record = self.ledger.secret.record
+        record = self._secret.record
         found = [row for row in range(size) if record(row).hex() in wanted]
         if len(found) != len(wanted):
             raise DataError(
@@ -192,19 +191,34 @@ class _Release:
         return found
 
     @property
+    def _secret(self) -> Secret:
+        assert self.ledger.secret is not None
+        return self.ledger.secret
+
+    def _fingerprint(self, start: Path) -> str:
+        """Keyed fingerprint of what a next release would start from: the private state, or for any-model methods the
+        model.
+        """
+        if self.state.template_document["method"] in ANY_MODEL:
+            return self._secret.state(file_sha256(start / MODEL if start.is_dir() else start))
+        if not start.is_dir():
+            raise DataError(f"--start {start} must be the folder of a learn run or release of this ledger.")
+        return self._secret.state(file_sha256(start / STATE))
+
+    @property
     def _wanted(self) -> str:
-        """SHA-256 of the state that this release starts from."""
+        """Keyed fingerprint of the state that this release starts from."""
         assert self.state.learning is not None
         if self.state.releases and not self.state.cumulative:
-            return str(self.state.releases[-1].state_sha256)
-        return str(self.state.learning["state_sha256"])
+            return str(self.state.releases[-1].state_fingerprint)
+        return str(self.state.learning["state_fingerprint"])
 
     def _start(self) -> Path:
         wanted = self._wanted
         start = self.start or self.ledger.folder(wanted)
         if start is None:
             raise InvalidInput("nobody remembers where the last state lies; name its folder with --start.")
-        found = _state_sha256(start, self.state.template_document)
+        found = self._fingerprint(start)
         if found != wanted:
             raise DataError(
                 f"{start} is not the state that the ledger recorded last, {wanted[:16]}... (ledger mismatch); name that"
@@ -243,7 +257,8 @@ class _Release:
         if sorted(field(audit, "forgotten_ids", "list")) != rows:
             return False
         record = field(audit, "learning_record", "object", optional=True) or {}
-        if record.get("state_sha256", self._wanted) != self._wanted:
+        started = field(record, "state_sha256", "text", optional=True)
+        if started is not None and self._secret.state(started) != self._wanted:
             return False
         problem = next((check for check in verify_document(certificate).checks if not check.passed), None)
         if problem is not None:
@@ -262,7 +277,7 @@ class _Release:
         if certificate.get("plan_digest") != document["digest"]:
             raise DataError(f"{folder} holds a certificate of another plan than the one that was run.")
         certificate.pop("plan")
-        state = None if self.state.cumulative else _state_sha256(folder, self.state.template_document)
+        state = None if self.state.cumulative else self._fingerprint(folder)
         planned = self.planned
         with self.ledger.writing() as writer:
             writer.append(
@@ -270,7 +285,7 @@ class _Release:
                 {
                     "release": planned.release,
                     "certificate": certificate,
-                    "state_sha256": state,
+                    "state_fingerprint": state,
                     "time": self.clock(),
                 },
             )
@@ -289,12 +304,3 @@ class _Release:
             summary,
             head,
         )
-
-
-def _state_sha256(start: Path, template: dict[str, Any]) -> str:
-    """SHA-256 of what a next release would start from: the private state, or for any-model methods the model."""
-    if template["method"] in ANY_MODEL:
-        return file_sha256(start / MODEL if start.is_dir() else start)
-    if not start.is_dir():
-        raise DataError(f"--start {start} must be the folder of a learn run or release of this ledger.")
-    return file_sha256(start / STATE)

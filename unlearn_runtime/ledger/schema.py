@@ -34,7 +34,7 @@ def _first(connection: sqlite3.Connection) -> None:
         "CREATE TABLE release (number INTEGER PRIMARY KEY, plan_entry INTEGER NOT NULL REFERENCES entries,"
         " execution_entry INTEGER REFERENCES entries, certificate_entry INTEGER REFERENCES entries,"
         " records INTEGER NOT NULL, turns INTEGER, noise REAL NOT NULL, mu REAL, plan_digest TEXT NOT NULL,"
-        " state_sha256 TEXT, level TEXT)",
+        " state_fingerprint TEXT, level TEXT)",
         "CREATE TABLE request (number INTEGER PRIMARY KEY, entry INTEGER NOT NULL REFERENCES entries,"
         " records INTEGER NOT NULL, received TEXT NOT NULL, due TEXT, planned INTEGER REFERENCES release,"
         " release INTEGER REFERENCES release)",

@@ -50,6 +50,12 @@ class Secret:
         """The code of a ledger of ``count`` entries whose last hash is ``last``, 32 bytes."""
         return hmac.digest(self.salt, b"rdp-calc/ledger-head/1" + count.to_bytes(8, "little") + last, "sha256")
 
+    def state(self, sha256: str) -> str:
+        """The keyed fingerprint of a file by its SHA-256. Without a key it would let anyone who can make a state again
+        from a guess at the data, as one without noise, test the guess.
+        """
+        return hmac.digest(self.salt, b"rdp-calc/ledger-state/1" + bytes.fromhex(sha256), "sha256").hex()
+
     def data(self, fingerprint: str) -> str:
         """What the ledger keeps of the keyed data fingerprint of a learning record."""
         return hmac.digest(self.salt, b"rdp-calc/ledger-data/1" + bytes.fromhex(fingerprint), "sha256").hex()

@@ -214,7 +214,7 @@ def create(path: Path, secret: Secret, first: list[tuple[str, dict[str, Any]]]) 
         content, head = _build(path, secret, first)
         private = write_secret(path, secret)
         try:
-            with replacement(path, mode=0o644, new=True) as stream:
+            with replacement(path, new=True) as stream:
                 stream.write(content)
         except FileExistsError:
             private.unlink(missing_ok=True)

@@ -37,13 +37,13 @@ class ReleaseRow:
     noise: float
     mu: float | None
     plan_digest: str
-    state_sha256: str | None
+    state_fingerprint: str | None
     level: str | None
 
 
 _REQUEST = "number, entry, records, received, due, planned, release"
 _RELEASE = (
-    "number, plan_entry, execution_entry, certificate_entry, records, turns, noise, mu, plan_digest, state_sha256,"
+    "number, plan_entry, execution_entry, certificate_entry, records, turns, noise, mu, plan_digest, state_fingerprint,"
     " level"
 )
 
@@ -83,8 +83,8 @@ def apply(connection: sqlite3.Connection, number: int, kind: str, body: dict[str
             connection.execute("UPDATE release SET execution_entry = ? WHERE number = ?", (number, body["release"]))
         case "certificate":
             connection.execute(
-                "UPDATE release SET certificate_entry = ?, state_sha256 = ?, level = ? WHERE number = ?",
-                (number, body["state_sha256"], body["certificate"]["claim"]["level"], body["release"]),
+                "UPDATE release SET certificate_entry = ?, state_fingerprint = ?, level = ? WHERE number = ?",
+                (number, body["state_fingerprint"], body["certificate"]["claim"]["level"], body["release"]),
             )
             connection.execute(
                 "UPDATE request SET release = planned WHERE release IS NULL AND planned = ?", (body["release"],)
