@@ -33,6 +33,7 @@ occur beside others that count. Errors of S vectors add up. Storing is measured,
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 
 import numpy as np
@@ -137,7 +138,10 @@ def _unit(dtype: torch.dtype) -> float:
     products (to TF32 or bfloat16; an environment variable is enough), only the 8 bits of bfloat16 are counted on.
     """
     try:
-        whole = torch.get_float32_matmul_precision() == "highest"
+        with warnings.catch_warnings():
+            # torch 2.9 built for CUDA warns that there are finer settings now.
+            warnings.filterwarnings("ignore", ".*TF32", UserWarning)
+            whole = torch.get_float32_matmul_precision() == "highest"
     except RuntimeError:
         # Torch's way of saying that it was allowed for one backend.
         whole = False

@@ -594,7 +594,8 @@ def test_files_of_a_state_that_were_changed(ledger: Callable[..., Ledger]) -> No
 def test_a_stored_factor_is_believed_no_further_than_its_form(ledger: Callable[..., Ledger]) -> None:
     history = ledger(FROM_LEARNED["jackknife"])
     path = history.folders[0] / "private" / "state.safetensors"
-    sound = load_file(path)
+    # A copy: what was read may be mapped from the file that is written anew below.
+    sound = {name: tensor.clone() for name, tensor in load_file(path).items()}
     lower = sound["factor"]
     for changes in (
         {"factor": lower.float()},

@@ -62,7 +62,8 @@ def in_two(arguments: str, expected: int = 0, folders: Sequence[Path | None] = (
             worker.kill()
     assert [worker.returncode for worker in workers] == [expected] * 2, found
     # The first process speaks for all.
-    assert not found[1][0]
+    # (Gloo of torch before 2.10 has a line of its own.)
+    assert all(line.startswith("[Gloo]") for line in found[1][0].splitlines())
     return [errors for _, errors in found]
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
+import safetensors.torch
 import torch
 from safetensors.numpy import load_file, save_file
 from safetensors.torch import save_file as save_torch
@@ -333,7 +334,9 @@ def test_models_that_do_not_fit(run: Callable[..., Path], tmp_path: Path) -> Non
         save_file(tensors, path)
         run(FINETUNE, f"--phase unlearn --start {path} --forget 5", name=f"no-{name}", code=6)
     whole = {name: torch.from_numpy(value) for name, value in sound.items()}
-    for kind in (torch.int64, torch.bool, torch.complex64, torch.float8_e4m3fn):
+    # safetensors before 0.7 writes no complex numbers.
+    complexes = [torch.complex64] if torch.complex64 in safetensors.torch._SIZE else []
+    for kind in (torch.int64, torch.bool, *complexes, torch.float8_e4m3fn):
         save_torch(whole | {"2.bias": whole["2.bias"].to(kind)}, tmp_path / "kind.safetensors")
         refused = run(FINETUNE, f"--start {tmp_path / 'kind.safetensors'} --forget 5", name="no-kind", code=6)
         assert f"tensor 2.bias of the model file is {str(kind).removeprefix('torch.')}" in str(refused)
