@@ -75,6 +75,19 @@ def test_what_is_no_file_is_refused_at_once(
     refused(read, path)
 
 
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [("pipe", "a pipe"), ("folder", "a folder|directory"), ("zero", "a device"), ("tty", "a device|No such device")],
+)
+def test_only_regular_files_are_opened(tmp_path: Path, name: str, words: str) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "zero").symlink_to("/dev/zero")
+    (tmp_path / "tty").symlink_to("/dev/tty")
+    with pytest.raises(OSError, match=words):
+        open_regular(tmp_path / name)
+
+
 @pytest.mark.parametrize("name", ["pipe.parquet", "pipe.pt", "pipe.pt2", "pipe.safetensors"])
 def test_pipes_for_the_other_readers(tmp_path: Path, name: str) -> None:
     path = tmp_path / name
@@ -241,7 +254,7 @@ def test_an_npz_that_announces_more_than_it_holds(tmp_path: Path, declared: str)
             "X_train.npy", npy(f"{{'descr': '<f8', 'fortran_order': False, 'shape': {declared}}}", bytes(8))
         )
         archive.writestr("y_train.npy", npy("{'descr': '|u1', 'fortran_order': False, 'shape': (1,)}", b"\1"))
-    bomb_refused(path, LOAD, most=20 * 2**20)
+    bomb_refused(path, LOAD, "declares", most=20 * 2**20)
 
 
 def test_an_array_of_a_type_without_bytes(tmp_path: Path) -> None:
@@ -321,7 +334,7 @@ def test_a_parquet_page_that_declares_more_than_it_unpacks_to(tmp_path: Path) ->
     one_byte = content[7] < 0x80
     content[7 : 8 if one_byte else 9] = lie
     path.write_bytes(content)
-    bomb_refused(path, PARQUET, most=100 * 2**20)
+    bomb_refused(path, PARQUET, "unpacked pages", most=100 * 2**20)
 
 
 @pytest.mark.parametrize("content", ["1\n" * 2_000_000, "1" * 20_000_000, " " * 20_000_000, "\n" * 2_000_000 + "x"])

@@ -233,7 +233,7 @@ def test_pickles_of_torchscript_are_walked_through_not_run() -> None:
     ):
         refused(changed(content, pickle_edit(b"(K\x02K\x03t", new)), words)
     big = struct.pack("<I", 2**32 - 1)
-    refused(changed(content, pickle_edit(b"\x80\x02", b"\x80\x02Nr" + big + b"0")), "memo number|is unknown")
+    refused(changed(content, pickle_edit(b"\x80\x02", b"\x80\x02Nr" + big + b"0")), "memo number")
     for evil in (b"cos\nsystem\n(X\x02\x00\x00\x00idtR.", pickle.dumps(io.BytesIO, 2), b"]" + b"\x85" * 10**6 + b"."):
         whole = changed(content, lambda name, part, evil=evil: evil if name.endswith("/data.pkl") else part)
         refused(whole, "not as torch.jit.save writes it")
