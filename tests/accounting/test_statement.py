@@ -528,10 +528,7 @@ def test_words_of_others_stay_words(papers: Any, evil: str) -> None:
         data=DataSpec(classes=(evil, "ok"), label=evil),
     )
     certificate = case.certificate(papers)
-    versions = dict.fromkeys(certificate["versions"], evil)
-    statement = stated(
-        papers.seal({**certificate, "versions": versions}), certificate_name=f"{evil}.json", model_name=f"-{evil}"
-    )
+    statement = stated(certificate, certificate_name=f"{evil}.json", model_name=f"-{evil}")
     check_inert(statement)
     # Blocks are what they are without those words, so none of them began a new one.
     usual = stated(certificate)
