@@ -16,10 +16,13 @@ from typing import Any
 
 from flint import arb
 
+from rdp_calc.errors import InvalidInput
 from rdp_calc.reals import Real, ball
 
 #: Most batches of an epoch that are compared exactly when floats cannot tell them apart.
 _MOST_TIES = 4
+#: Minutes of computing.
+_MOST_WORK = 10**10
 
 
 @dataclass(frozen=True)
@@ -85,8 +88,15 @@ def _float_errors(run: Run) -> Any:
     """e_N in floats: one value a batch that may hold the one forgotten record, or one in all for several records."""
     import numpy as np
 
-    distance, curved = np.zeros(run.batches), np.zeros(run.batches)
-    cross, together = np.zeros(run.batches), 0.0
+    # Batches that no step visits have no error: a plan may name any number of them.
+    visited = min(run.batches, run.steps)
+    if run.steps * visited > _MOST_WORK:
+        raise InvalidInput(
+            f"training_steps x batches must be at most {_MOST_WORK:.0e} for this bound, got {run.steps} steps over"
+            f" {run.batches} batches; use larger batches."
+        )
+    distance, curved = np.zeros(visited), np.zeros(visited)
+    cross, together = np.zeros(visited), 0.0
     record_smoothness = float(run.L1.upper())
     last, factor = None, 0.0
     for t, eta in enumerate(_steps(run)):

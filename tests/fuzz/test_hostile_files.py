@@ -484,3 +484,48 @@ def test_gzip_over_the_limit_is_refused_and_below_it_is_read(tmp_path: Path, mon
             assert load(str(folder)).x_train.shape == (1, side * side)
         else:
             assert "over 100 times" in refused(lambda path: load(str(path)), folder)
+
+
+@pytest.mark.parametrize("group_size", [1, 3, 40])
+def test_batches_that_no_step_visits_cost_nothing(group_size: int) -> None:
+    """A plan of hessian-free may name 10^15 records; only the batches of its steps have errors."""
+    from flint import arb
+
+    from rdp_calc import recollection
+
+    def run(batches: int) -> recollection.Run:
+        return recollection.Run(
+            steps=10,
+            batches=batches,
+            batch_size=7,
+            group_size=group_size,
+            step_size=0.5,
+            step_decay=0.9,
+            m=0.1,
+            L=1.0,
+            M=1.0,
+            L1=arb(1),
+            L2=0.3,
+            expanding=False,
+        )
+
+    found = recollection.error(run(10))
+    assert found > 0
+    assert recollection.error(run(10**13)).upper() == found.upper()
+
+
+def test_more_computing_than_anyone_waits_for_is_refused() -> None:
+    from rdp_calc import Target, noise, registry
+    from rdp_calc.errors import InvalidInput
+
+    method = registry.method("hessian-free").from_options(
+        dataset_size=10**9,
+        batch_size=1,
+        adjacency="zero-out",
+        loss="logistic",
+        l2=0.1,
+        step_size=0.5,
+        learn_steps=10**6,
+    )
+    with pytest.raises(InvalidInput, match="use larger batches"):
+        noise(method, Target(epsilon=1.0, delta=1e-5))
