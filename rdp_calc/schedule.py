@@ -107,7 +107,9 @@ def mu_squared(schedule: Schedule, count: int) -> arb:
     """A ball above mu squared of the first ``count`` steps at noise 1: a feasible spending, its cost rounded up."""
     import numpy as np
 
-    _, spending, distance, variance = _spent(schedule, count)
+    energy, spending, distance, variance = _spent(schedule, count)
+    if not np.isfinite(energy):
+        return arb.pos_inf()
     unit = float(np.finfo(np.longdouble).eps)
     terms = len(distance) + 8
     # Products of up to ``terms`` factors and sums of as many positive terms, each off by one rounding, with room to
@@ -122,11 +124,19 @@ def mu_squared(schedule: Schedule, count: int) -> arb:
     total = distance.sum()
     spent[-1] = total - spent[:-1].sum() + np.longdouble(margin) * total
     value = float((spent**2 / variance).sum() * (1 + np.longdouble(margin)))
-    return ball(math.nextafter(value, math.inf))
+    # Clips near the largest double leave infinities behind, and no number that bounds anything.
+    return ball(math.nextafter(value, math.inf)) if math.isfinite(value) else arb.pos_inf()
 
 
 def _spent(schedule: Schedule, count: int) -> tuple[Any, Any, Any, Any]:
     """Energy, spending, distances and variances of the first ``count`` steps, in units of the last one."""
+    import numpy as np
+
+    with np.errstate(over="ignore", invalid="ignore"):
+        return _spent_in_floats(schedule, count)
+
+
+def _spent_in_floats(schedule: Schedule, count: int) -> tuple[Any, Any, Any, Any]:
     import numpy as np
     from scipy.optimize import isotonic_regression  # type: ignore[import-untyped]
 

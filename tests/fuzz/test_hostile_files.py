@@ -529,3 +529,21 @@ def test_more_computing_than_anyone_waits_for_is_refused() -> None:
     )
     with pytest.raises(InvalidInput, match="use larger batches"):
         noise(method, Target(epsilon=1.0, delta=1e-5))
+
+
+@pytest.mark.parametrize("name", ["init_clip", "grad_clip"])
+def test_clips_near_the_largest_double_prove_nothing(name: str) -> None:
+    """Warnings are errors here: infinities in between must neither show nor turn into a number."""
+    from rdp_calc import Target, epsilon, noise, registry
+
+    options = {"init_clip": 2.0, "grad_clip": 1.0, "step_size": 0.125, "weight_decay": 0.25, "unlearn_steps": 12}
+    schedules = {"noise_schedule": "linear:0.25", "step_schedule": "cosine"}
+    kind = registry.method("noisy-finetune")
+    good = kind.from_options(**options, **schedules)
+    found = noise(good, Target(epsilon=1.0, delta=1e-5))
+    wild = kind.from_options(**{**options, **schedules, name: 1.7976931348623157e308})
+    try:
+        claimed = epsilon(wild, noise=found.answer, delta=1e-5, bound=found.bound).epsilon
+    except RdpCalcError:
+        return
+    assert claimed == float("inf")
