@@ -133,11 +133,12 @@ class _Writer:
 
     def removed(self) -> Section:
         if self.requests:
-            number, several = self.executed["request"], len(self.requests)
-            by_then = f"requests 1 to {number}" if number > 1 else "request 1"
+            number = self.executed["request"]
+            by_then = f"releases 1 to {number}" if number > 1 else "release 1"
             text = (
-                f"This is the release after request {number} of {several}. {self.at_most().capitalize()} had been"
-                f" removed by then, in {by_then}. Records of later requests are not covered by this statement."
+                f"This is release {number} of the history that the plan describes. {self.at_most().capitalize()} had"
+                f" been removed by then, by {by_then}. One release may answer several people's requests. Records that"
+                " later releases remove are not covered by this statement."
             )
         else:
             text = f"The request names {self.at_most()}."

@@ -55,11 +55,11 @@ def _together(plan: Plan, words: Words, request: int | None) -> str:
         joint = plan.method.details(plan.noise).get("joint_mu")
     if joint is None:
         return (
-            "Records of later requests. Later releases of this sequence take nothing away from the guarantee for the"
-            " records removed by now; a second run from the same state does."
+            "Records that later releases remove. Later releases of this sequence take nothing away from the guarantee"
+            " for the records removed by now; a second run from the same state does."
         )
     accuracy = percent(accuracy_of(gaussian.advantage(mu=joint)))
     return (
-        "Records of later requests, and several releases seen together. Somebody who sees this and every later release"
-        f" of the sequence is right at most {accuracy} of the time, and not the share above."
+        "Records that later releases remove, and several releases seen together. Somebody who sees this and every later"
+        f" release of the sequence is right at most {accuracy} of the time, and not the share above."
     )

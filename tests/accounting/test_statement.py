@@ -396,7 +396,7 @@ def test_what_applies_to_one_method_stands_there_alone(statements: dict[str, Sta
         "with other records in place": {"replaced", "newton network"},
         "given no weight": {"descent", "jackknife"},
         "The model was not changed for it": {"dp-sgd"},
-        "release after request": {"sequence", "noisy sequence", "long sequence"},
+        "of the history that the plan describes": {"sequence", "noisy sequence", "long sequence"},
         "take nothing away from the guarantee": {"noisy sequence"},
         "does not depend on how many": {
             "finetune-frozen",
@@ -422,11 +422,15 @@ def test_what_applies_to_one_method_stands_there_alone(statements: dict[str, Sta
 def test_a_sequence_counts_the_records_removed_by_then(statements: dict[str, Statement]) -> None:
     text = words(statements["sequence"])
     assert (
-        "release after request 2 of 3. At most 5 of 11,982 records had been removed by then, in requests 1 to 2."
-        in text
+        "This is release 2 of the history that the plan describes. At most 5 of 11,982 records had been removed by"
+        " then, by releases 1 to 2. One release may answer several people's requests." in text
     )
     first = words(statements["noisy sequence"])
-    assert "release after request 1 of 2. At most 2 of 11,982 records had been removed by then, in request 1." in first
+    assert "This is release 1 of the history" in first
+    assert "At most 2 of 11,982 records had been removed by then, by release 1. One release" in first
+    # In a ledger the person with receipt "request 2" may be answered by release 1.
+    for name in ("sequence", "noisy sequence", "long sequence"):
+        assert not re.search(r"[Rr]equests? \d", words(statements[name]))
 
 
 def test_a_large_epsilon_is_called_weak(papers: Any, statements: dict[str, Statement]) -> None:
