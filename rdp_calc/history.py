@@ -39,7 +39,7 @@ from rdp_calc.plan import Plan, plan_from_result
 from rdp_calc.profiles import gaussian
 from rdp_calc.reals import ball, precision, round_up
 from rdp_calc.search import smallest_passing_integer
-from rdp_calc.sequence import SequenceState
+from rdp_calc.sequence import SequenceState, geometric
 
 #: What comes after learning, by block of the plan; the noise joins it where learning draws none.
 _LATER = {
@@ -122,10 +122,29 @@ class History(ABC):
     #: Whether a release starts from the learned state and forgets all records removed so far; otherwise it starts from
     #: the last release and forgets the new ones.
     cumulative: ClassVar[bool] = False
+    #: Whether a release is planned by its turns.
+    has_turns: ClassVar[bool] = False
+    #: Whether all releases have the noise of the template.
+    noise_was_learned: ClassVar[bool] = True
 
     def __init__(self, template: Plan, made: Iterable[Made] = ()) -> None:
         self.template = template
         self.made = tuple(made)
+        for number, release in enumerate(self.made, start=1):
+            self._check_made(number, release)
+
+    def _check_made(self, number: int, release: Made) -> None:
+        """Raise InvalidInput for a release that no plan of this history can have had."""
+        if not 1 <= release.group <= MAX_STEPS:
+            raise InvalidInput(f"release {number} removes {release.group} records; it must remove 1 or more.")
+        if self.noise_was_learned and release.noise != self.template.noise:
+            raise InvalidInput(
+                f"release {number} has noise {release.noise!r}, the model was planned with {self.template.noise!r}."
+            )
+        if not 0 < release.noise < math.inf:
+            raise InvalidInput(f"noise of release {number} must be a finite number > 0, got {release.noise!r}.")
+        if self.has_turns != (release.turns is not None) or not 0 <= (release.turns or 0) <= MAX_STEPS:
+            raise InvalidInput(f"release {number} cannot have {release.turns!r} turns.")
 
     @staticmethod
     def of(template: Plan, made: Iterable[Made] = ()) -> History:
@@ -240,6 +259,8 @@ def cost_of(plan: Plan) -> int:
 
 
 class _Chain(History):
+    has_turns = True
+
     def __init__(self, template: Plan, made: Iterable[Made] = ()) -> None:
         super().__init__(template, made)
         method = template.method
@@ -315,7 +336,7 @@ class _Chain(History):
     def after(self, plan: Plan, group: int) -> History:
         found = super().after(plan, group)
         states = self.__dict__.get("_states")
-        if states:
+        if states and isinstance(found, _Chain) and found._method(found._asked).sequence() is not None:
             # States are never changed in place, so the longer history may share them.
             found.__dict__["_states"] = [*states, self._next_state(group, self._turns(plan))]
             found.__dict__["_mus"] = [*self._mus, self._next_mu(group, self._turns(plan))]
@@ -360,7 +381,7 @@ class _Chain(History):
             _check_number(number, self.made)
         if not self._states:
             # Records of one release are some of all that were removed, for which the last plan was made.
-            worst = ball(self.plan(len(self.made)).mu or math.inf)
+            worst = (1 + ball(ROUNDING_SHARE)) * ball(self.plan(len(self.made)).mu or math.inf)
             return [self._standing(worst, self._joint_of_all(worst)) for _ in asked]
         with precision(PROPOSAL_BITS):
             return [self._standing(*self._own(number, group)) for number, group in asked]
@@ -374,18 +395,34 @@ class _Chain(History):
 
     def _own(self, number: int, group: int) -> tuple[arb, arb]:
         """mu now, and joint mu, of ``group`` records that release ``number`` removed, all others taken as they are."""
-        before, first, last = self._states[number - 1], self._states[number], self._states[-1]
+        first, last = self._states[number], self._states[-1]
         turns = [release.turns or 0 for release in self.made]
-        distance = group * before.unit * first.turn ** turns[number - 1]
+        distance = group * self._unit(number) * first.turn ** turns[number - 1]
         later = sum(turns[number:])
-        now = replace(last, removed=distance * first.turn**later).mu() / ball(self.template.noise)
-        then = replace(first, removed=distance).mu() / ball(self.template.noise)
+        noise = ball(self.template.noise)
+        # Records of one request are some of all that were removed by then, and pull no harder than those.
+        now = replace(last, removed=distance * first.turn**later).mu().min(self._mus[-1]) / noise
+        then = replace(first, removed=distance).mu().min(self._mus[number - 1]) / noise
         rounding = self._rounding
         if not self._at_the_end:
             # Everything released later is post-processing of the first release without these records.
             return now.min(then) + rounding, then + rounding
         seen = len(self.made) - number + 1
         return now + rounding, then * self._energies[number].sqrt() + rounding * arb(seen).sqrt()
+
+    def _unit(self, number: int) -> arb:
+        """The distance that one record, removed by release ``number``, had caused by then.
+
+        One chord needs shifts that never grow. Where removed records leave the mean, those of a record that is still
+        there grow with every release, so all of them are taken as large as the last.
+        """
+        before = self._states[number - 1]
+        method = self.template.method
+        assert isinstance(method, Descent)
+        if before.noise_at_the_end or not method.drops or number == 1:
+            return before.unit
+        turns: int | float = method.learning_turns + sum(release.turns or 0 for release in self.made[: number - 1])
+        return ball(before.gap(before.present)) * geometric(before.turn, turns)
 
     @cached_property
     def _rounding(self) -> arb:
@@ -406,6 +443,8 @@ class _Chain(History):
 
 class _Fresh(History):
     """Fresh noise from a secret state; releases compose."""
+
+    noise_was_learned = False
 
     def _group(self, number: int, group: int) -> int:
         """Records that the plan of release ``number``, which removes ``group``, must cover."""
@@ -446,6 +485,8 @@ class _FreshCumulative(_Fresh):
 
 class _AnyModel(_Fresh):
     """The same noise whatever came before; a later release is post-processing for records removed earlier."""
+
+    noise_was_learned = True
 
     def next_plan(self, group: int) -> Plan:
         return self._proved(self._method(len(self.made) + 1, group), self.template.noise)

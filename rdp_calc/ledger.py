@@ -16,6 +16,7 @@ import hashlib
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any, Literal
 
 from rdp_calc.certificate import OS_ENTROPY
@@ -189,7 +190,10 @@ class LedgerState:
             raise DataError("a model is learned once, before any release.")
         for name in ("plan_digest", "state_fingerprint", "data_fingerprint"):
             _sha256(body, name)
-        read(body, "learn_steps", "integer", optional=True)
+        if read(body, "learn_steps", "integer", optional=True) != self.template_document["parameters"].get(
+            "executed_learn_steps"
+        ):
+            raise DataError("the learning steps carried out are not those of the plan.")
         assert self.template is not None
         removed = read(body, "removed", "integer")
         if removed < 0 or (removed > 0 and self.template.method.NEEDS_PREPARATION):
@@ -204,6 +208,10 @@ class LedgerState:
         number = read(body, "request", "integer")
         if number != len(self.requests) + 1:
             raise DataError(f"the next request has number {len(self.requests) + 1}, not {number}.")
+        assert self.template is not None
+        size = getattr(self.template.method, "dataset_size", None)
+        if size is not None and len(self._records) + len(body["records"]) > size:
+            raise DataError(f"more records were asked for than the {size} that there are.")
         records = read(body, "records", "list")
         if not records or not all(isinstance(item, str) and _HEX.fullmatch(item) for item in records):
             raise DataError("records must be keyed hashes, at least one.")
@@ -238,6 +246,9 @@ class LedgerState:
             raise DataError("a plan must answer requests that were made, in order, each once.")
         if any(self.requests[number - 1].release is not None for number in numbers):
             raise DataError("a plan must not answer a request that was answered.")
+        assert self.template is not None
+        # Noise and turns must be those that a release of this model can have.
+        History.of(self.template, [planned.made])
         if planned.group != sum(self.requests[number - 1].group for number in numbers):
             raise DataError("group is not the number of records that the requests name.")
         self.planned, self.begun = planned, None
@@ -313,6 +324,10 @@ def _sha256(body: dict[str, Any], name: str) -> str:
 
 def _time(body: dict[str, Any], name: str) -> str:
     text: str = read(body, name, "text")
-    if not _TIME.fullmatch(text):
+    try:
+        known = _TIME.fullmatch(text) is not None and datetime.fromisoformat(text) is not None
+    except ValueError:
+        known = False
+    if not known:
         raise DataError(f"{name} must be a time as 2026-01-31T12:00:00Z.")
     return text

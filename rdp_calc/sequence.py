@@ -45,7 +45,7 @@ class SequenceState:
         """The state after a request for ``group`` records and ``turns`` turns without them."""
         present = self.present - group if self.drops else self.present
         if turns not in self.powers:
-            self.powers[turns] = self.turn**turns, _geometric(self.turn, turns)
+            self.powers[turns] = self.turn**turns, geometric(self.turn, turns)
         decay, grown = self.powers[turns]
         added = ball(self.gap(present)) * grown if present > 0 else arb(0)
         return SequenceState(
@@ -73,7 +73,7 @@ class SequenceState:
         elif steps == math.inf:
             variance = 1 / (1 - self.contraction**2)
         else:
-            variance = _geometric(self.contraction**2, int(steps))
+            variance = geometric(self.contraction**2, int(steps))
         return self.removed / (self.noise_std * variance.sqrt())
 
 
@@ -106,7 +106,7 @@ class Sequence:
         Steps before the first shift of the first turn carry no distance and are left out of the variance.
         """
         turn = self.contraction**self.steps_per_turn
-        learned = 1 / (1 - turn) if self.learn_turns == math.inf else _geometric(turn, int(self.learn_turns))
+        learned = geometric(turn, self.learn_turns)
         steps = self.learn_turns * self.steps_per_turn - (self.steps_per_turn - 1)
         return SequenceState(
             self.contraction,
@@ -134,8 +134,11 @@ class Sequence:
         return [state.mu() for state in self.states()]
 
 
-def _geometric(ratio: arb, terms: int) -> arb:
-    """1 + ratio + ... + ratio^(terms - 1)."""
+def geometric(ratio: arb, terms: int | float) -> arb:
+    """1 + ratio + ... + ratio^(terms - 1); for infinitely many terms ratio must be below 1."""
+    if terms == math.inf:
+        return 1 / (1 - ratio)
+    terms = int(terms)
     if terms == 0:
         return arb(0)
     if ratio == 1:

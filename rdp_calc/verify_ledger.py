@@ -10,10 +10,12 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from rdp_calc import ledger
+from rdp_calc.certificate import OS_ENTROPY
 from rdp_calc.documents import digest, field
 from rdp_calc.errors import DataError, RdpCalcError
 from rdp_calc.history import History
 from rdp_calc.ledger import Entry, LedgerState
+from rdp_calc.signature import check_signature
 from rdp_calc.verify import Check, Report, certificate_checks, verify_document
 
 #: Releases, counted from the last, whose plan and certificate are rebuilt word for word. The plan of a release names
@@ -81,12 +83,20 @@ def _clock_check(state: LedgerState) -> Check:
 
 
 def _release_checks(state: LedgerState, plan_level: str, documents: int) -> list[Check]:
-    history = state.history
-    bad = history.unproved()
+    try:
+        history = state.history
+        bad = history.unproved()
+    except RdpCalcError as error:
+        return [Check("claims", False, str(error))]
     if bad is not None:
         return [Check("claims", False, f"the claim of release {bad} is not proved by the requests up to it")]
     checks = [Check("claims", True, f"all {len(state.releases)} releases meet the target, proved from the history")]
     first = max(1, len(state.releases) - documents + 1)
+    early: str | None
+    for number in range(1, first):
+        early = _early_problem(state, number, plan_level)
+        if early is not None:
+            return [*checks, Check(f"release {number}", False, early)]
     for number in range(first, len(state.releases) + 1):
         try:
             problem = _release_problem(state, number, history.plan(number).to_json(), plan_level)
@@ -95,9 +105,10 @@ def _release_checks(state: LedgerState, plan_level: str, documents: int) -> list
         if problem is not None:
             return [*checks, Check(f"release {number}", False, problem)]
     if state.releases:
-        checks.append(
-            Check("releases", True, f"plans and certificates {first} to {len(state.releases)} are those of the history")
-        )
+        detail = f"plans and certificates {first} to {len(state.releases)} are those of the history"
+        if first > 1:
+            detail += "; of the earlier ones claim, level, noise and signature"
+        checks.append(Check("releases", True, detail))
     if state.planned is not None:
         checks.append(_open_plan_check(state))
     return checks
@@ -112,6 +123,38 @@ def _open_plan_check(state: LedgerState) -> Check:
     except RdpCalcError as error:
         return Check("open plan", False, str(error))
     return Check("open plan", same, f"the plan of the next release {'is' if same else 'is not'} that of its numbers")
+
+
+def _early_problem(state: LedgerState, number: int, plan_level: str) -> str | None:
+    """What is wrong with a release whose plan is too long to be rebuilt; its claim was proved with all others."""
+    release = state.releases[number - 1]
+    certificate, template = release.certificate, state.template_document
+    assert state.template is not None
+    try:
+        check_signature(certificate)
+        for name in ("digest", "model_sha256"):
+            text = field(certificate, name, "text")
+            if len(text) != 64 or set(text) - set("0123456789abcdef"):
+                return f"{name} of its certificate is no SHA-256"
+        claim = {name: field(certificate, f"claim.{name}", "number") for name in ("epsilon", "delta")}
+        if claim != template["target"]:
+            return "its certificate claims another epsilon or delta"
+        if field(certificate, "claim.level", "text") not in ("none", plan_level) or (
+            state.deviates and certificate["claim"]["level"] != "none"
+        ):
+            return "its certificate claims another level"
+        if (
+            field(certificate, "executed.random_source", "text") != OS_ENTROPY
+            and certificate["claim"]["level"] != "none"
+        ):
+            return "its certificate claims a level that its random source does not allow"
+        if History.of(state.template).noise_was_learned and (
+            field(certificate, "executed.noise_std", "number") != template["parameters"]["noise_std"]
+        ):
+            return "its certificate names another noise"
+    except RdpCalcError as error:
+        return str(error)
+    return None
 
 
 def _release_problem(state: LedgerState, number: int, plan: dict[str, object], plan_level: str) -> str | None:
@@ -137,7 +180,7 @@ def _release_problem(state: LedgerState, number: int, plan: dict[str, object], p
 def _level(state: LedgerState, plan_level: str) -> str:
     """The lowest level of all certificates; the plan's before any release."""
     order: tuple[str, ...] = ("none", "conditional", "certified")
-    found: list[str] = [field(release.certificate, "claim.level", "text") for release in state.releases]
+    found: list[str] = [release.certificate["claim"]["level"] for release in state.releases]
     return min([plan_level, *found], key=lambda level: order.index(level) if level in order else 0)
 
 

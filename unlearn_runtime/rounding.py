@@ -93,8 +93,8 @@ def rounding_guard(plan: Plan) -> RoundingGuard:
 
 
 def rounding_limit(method: Descent, choice: tuple[int, ...] | None = None) -> float:
-    """The largest error e of a mean gradient at which rounding takes no release more than ``ROUNDING_SHARE`` above the
-    mu that is claimed, which is that of the worst release. Infinite where no step has the forgotten records: both runs
+    """The largest error e of a mean gradient at which rounding adds to the mu of no release more than ``ROUNDING_SHARE``
+    of the mu that is claimed, which is that of the worst release. Infinite where no step has the forgotten records: both runs
     are then one and the same law.
 
     ``choice``: a restart and a switch of inequalities for every release, as shifted composition stores them in a plan.
@@ -106,7 +106,10 @@ def rounding_limit(method: Descent, choice: tuple[int, ...] | None = None) -> fl
             claimed = claimed.max(mu)
         if claimed.is_zero():
             return math.inf
-        return min(float((((1 + ROUNDING_SHARE) * claimed - mu) / added).mid()) for mu, added in parts)
+        most = arb(0)
+        for _, added in parts:
+            most = most.max(added)
+        return float((ROUNDING_SHARE * claimed / most).mid())
 
 
 def _in_closed_form(method: Descent) -> list[tuple[arb, arb]]:

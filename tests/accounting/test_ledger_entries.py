@@ -7,6 +7,7 @@ import hashlib
 import json
 import random
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from ledgers import Book, langevin, template
 
 from rdp_calc.documents import canonical, digest
 from rdp_calc.errors import DataError
+from rdp_calc.history import History, Made
 from rdp_calc.ledger import GENESIS, Entry, LedgerState, folded
 from rdp_calc.verify import Report
 from rdp_calc.verify_ledger import verify_entries
@@ -129,6 +131,14 @@ def test_ten_thousand_flipped_bits_are_each_found(book: Book) -> None:
 FORGERIES: dict[str, Callable[[list[Entry], Book], None]] = {
     "fewer steps": lambda e, b: e[kinds(b, "plan")[1]].body.update(turns=e[kinds(b, "plan")[1]].body["turns"] - 1),
     "less noise": lambda e, b: e[kinds(b, "plan")[1]].body.update(noise=e[kinds(b, "plan")[1]].body["noise"] * 0.5),
+    # With more noise than the model was learned with, no step would be needed.
+    "more noise": lambda e, b: e[kinds(b, "plan")[1]].body.update(
+        turns=0, noise=e[kinds(b, "plan")[1]].body["noise"] * 1e6, mu=0.02
+    ),
+    "noise below zero": lambda e, b: e[kinds(b, "plan")[1]].body.update(noise=-1.0),
+    "turns beyond number": lambda e, b: e[kinds(b, "plan")[1]].body.update(turns=10**30),
+    "learning in part": lambda e, b: e[1].body.update(learn_steps=-5),
+    "a day that is none": lambda e, b: e[2].body.update(received="2026-02-31T00:00:00Z"),
     "smaller mu": lambda e, b: e[kinds(b, "plan")[0]].body.update(mu=0.01),
     "smaller delta": lambda e, b: e[kinds(b, "plan")[0]].body.update(delta_upper=1e-12),
     "another plan": lambda e, b: e[kinds(b, "plan")[2]].body.update(plan_digest="0" * 64),
@@ -169,6 +179,41 @@ def test_a_forger_who_writes_the_whole_chain_again_proves_no_more(book: Book, fo
             certificate["digest"] = digest({**certificate, "plan": {}})
     entries[0].body["plan"]["digest"] = digest(entries[0].body["plan"])
     assert not verify_entries(rechained(entries)).holds
+
+
+def test_a_plan_with_more_noise_than_was_learned_with_is_refused_though_it_proves_its_claim() -> None:
+    plan = template(langevin(2000, group_size=3, unlearn_steps=200))
+    forged = Book(plan)
+    forged.request(50)
+    louder = replace(plan, noise=plan.noise * 1e6, noise_std=plan.noise_std * 1e6)
+    made = History.of(louder, [Made(50, 0, louder.noise)]).plan(1)
+    body = {"release": 1, "requests": [1], "group": 50, "turns": 0, "noise": made.noise, "mu": made.mu}
+    body |= {"delta_upper": made.delta_upper, "plan_digest": made.to_json()["digest"]}
+    with pytest.raises(DataError, match="was planned with"):
+        forged.write("plan", body)
+
+
+FAKES: dict[str, Callable[[dict[str, Any]], object]] = {
+    "a claim of its own": lambda c: c["claim"].update(epsilon=1e-9),
+    "another level": lambda c: c["claim"].update(level="conditional"),
+    "a seeded run": lambda c: c["executed"].update(random_source="seeded-insecure"),
+    "no model": lambda c: c.pop("model_sha256"),
+    "no level": lambda c: c["claim"].pop("level"),
+    "a signature of nobody": lambda c: c.update(
+        signature={"algorithm": "Ed25519", "public_key": "ab" * 32, "value": "00" * 64}
+    ),
+    "less noise": lambda c: c["executed"].update(noise_std=1e-9),
+}
+
+
+@pytest.mark.parametrize("fake", FAKES)
+@pytest.mark.parametrize("documents", [1, 2000])
+def test_certificates_too_many_to_rebuild_are_looked_at_all_the_same(book: Book, fake: str, documents: int) -> None:
+    entries = copy.deepcopy(book.entries)
+    FAKES[fake](entries[kinds(book, "certificate")[0]].body["certificate"])
+    assert verify_entries(rechained(book.entries), documents=documents).holds
+    report = verify_entries(rechained(entries), documents=documents)
+    assert failed(report) == "release 1"
 
 
 def test_learning_with_a_fixed_seed_certifies_nothing(book: Book) -> None:
