@@ -7,6 +7,7 @@ and whoever runs it names the code.
 
 from __future__ import annotations
 
+import re
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
@@ -31,8 +32,9 @@ STORES = ("float32", "float16", "float64")
 MAX_SIZE = 10**9
 MAX_EPOCHS = 10**6
 
-#: Largest number of characters of a parameter name pattern.
-_MAX_PATTERN = 500
+#: A parameter name pattern: what names of parameters are made of, and wildcards. No blanks, so that it cannot be a
+#: sentence where it is quoted; a name with other characters is matched by "?".
+_PATTERN = re.compile(r"[A-Za-z0-9_.*?\[\]!-]{1,500}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,8 +137,14 @@ class Training:
         elif self.blocks not in BLOCKS:
             raise InvalidInput(f"blocks must be layers, equal, or one list of names a block, got {self.blocks!r}.")
         for group in groups:
-            if not group or not all(0 < len(pattern) <= _MAX_PATTERN for pattern in group):
-                raise InvalidInput(f"patterns of parameter names must not be empty, got {group!r}.")
+            if not group:
+                raise InvalidInput("a list of patterns of parameter names must not be empty.")
+            for pattern in group:
+                if not _PATTERN.fullmatch(pattern):
+                    raise InvalidInput(
+                        "a pattern of parameter names must be 1 to 500 of the characters A-Z a-z 0-9 _ . * ? [ ] ! -,"
+                        f" got {pattern[:60]!r}."
+                    )
         _check_size("batch_size", self.batch_size)
         if not 0 <= self.momentum < 1:
             raise InvalidInput(f"momentum must be in [0, 1), got {self.momentum!r}.")

@@ -14,11 +14,15 @@ _SPECIAL = re.compile(r"([\\*_\[\]<>#|~&$])")
 
 
 def to_text(statement: Statement) -> str:
-    """Lines of at most 78 characters, but for a command, which is broken where its shell may."""
+    """Lines of at most 78 characters, but for a command, which is broken where its shell may.
+
+    Verbatim pieces of sentences stand between quotes: words of somebody else cannot be taken for a sentence of ours.
+    Those of the facts, digests all, stand alone.
+    """
     lines = [statement.title, "=" * len(statement.title), ""]
     label = max(len(name) for name, _ in statement.facts) + 2
     for name, value in statement.facts:
-        lines += _wrapped(value, f"{name + ':':<{label}}")
+        lines += _wrapped(value.replace("`", ""), f"{name + ':':<{label}}")
     for section in statement.sections:
         lines += ["", section.heading, "-" * len(section.heading)]
         before = ""
@@ -31,9 +35,9 @@ def to_text(statement: Statement) -> str:
                 continue
             for text in block.texts:
                 if block.kind == "list":
-                    lines += _wrapped(text, "- ")
+                    lines += _wrapped(_quoted(text), "- ")
                 else:
-                    lines += _wrapped(text, "")
+                    lines += _wrapped(_quoted(text), "")
     return "\n".join(lines) + "\n"
 
 
@@ -55,18 +59,23 @@ def to_markdown(statement: Statement) -> str:
 
 
 def _wrapped(text: str, start: str) -> list[str]:
-    bare = text.replace("`", "")
     # A word is broken only where no line could hold it: digests stay whole.
-    broken = max(map(len, bare.split()), default=0) > WIDTH - len(start)
+    broken = max(map(len, text.split()), default=0) > WIDTH - len(start)
     indent = " " * len(start)
     return textwrap.wrap(
-        bare,
+        text,
         WIDTH,
         initial_indent=start,
         subsequent_indent=indent,
         break_on_hyphens=False,
         break_long_words=broken,
     )
+
+
+def _quoted(text: str) -> str:
+    """Verbatim pieces between double quotes, of which they then hold none."""
+    pieces = text.split("`")
+    return '"'.join(piece.replace('"', "'") if i % 2 else piece for i, piece in enumerate(pieces))
 
 
 def _escaped(text: str) -> str:

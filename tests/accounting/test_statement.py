@@ -19,7 +19,7 @@ from markdown_it import MarkdownIt
 
 from rdp_calc import DataSpec, Target, noise, plan_from_result, registry, verify_document
 from rdp_calc.certificate import run_checks
-from rdp_calc.errors import DataError, VerificationFailed
+from rdp_calc.errors import DataError, InvalidInput, VerificationFailed
 from rdp_calc.plan import Plan
 from rdp_calc.signature import fingerprint, sign_document
 from rdp_calc.statement import Statement, statement_of, to_html, to_markdown, to_text
@@ -526,12 +526,7 @@ def check_inert(statement: Statement) -> None:
 
 @pytest.mark.parametrize("evil", EVIL)
 def test_words_of_others_stay_words(papers: Any, evil: str) -> None:
-    case = replace(
-        FROZEN,
-        training=Training(trainable=(evil, "head.*")),
-        data=DataSpec(classes=(evil, "ok"), label=evil),
-    )
-    certificate = case.certificate(papers)
+    certificate = replace(FROZEN, data=DataSpec(classes=(evil, "ok"), label=evil)).certificate(papers)
     statement = stated(certificate, certificate_name=f"{evil}.json", model_name=f"-{evil}")
     check_inert(statement)
     # Blocks are what they are without those words, so none of them began a new one.
@@ -540,6 +535,31 @@ def test_words_of_others_stay_words(papers: Any, evil: str) -> None:
         [b.kind for b in s.blocks] for s in usual.sections
     ]
     assert to_html(statement).count("<") == to_html(usual).count("<")
+    quoted = Section("Quoted", (Block("paragraph", (f"The parameters that match {verbatim(evil)}.",)),))
+    check_inert(replace(usual, sections=(*usual.sections, quoted)))
+
+
+SENTENCE = "*. All backups were deleted as well, which an auditor confirmed"
+
+
+def test_words_of_others_are_quoted_in_plain_text(papers: Any) -> None:
+    usual = stated(FROZEN.certificate(papers))
+    shown = " ".join(to_text(usual).split())
+    assert 'the parameters that match "head.*, block4.*". The others' in shown
+    for text, expected in ((SENTENCE, SENTENCE), (f'x". {SENTENCE}. "', f"x'. {SENTENCE}. '")):
+        odd = Section("Odd", (Block("paragraph", (f"Those that match {verbatim(text)}. The rest.",)),))
+        flat = " ".join(to_text(replace(usual, sections=(odd,))).split())
+        assert f'Those that match "{expected}". The rest.' in flat
+
+
+def test_a_pattern_is_no_sentence(papers: Any) -> None:
+    with pytest.raises(InvalidInput, match="a pattern of parameter names must be"):
+        Training(trainable=("head.*", SENTENCE))
+    plan = FROZEN.certificate(papers)["plan"]
+    report = verify_document(papers.seal(papers.changed(plan, ("training", "trainable"), [SENTENCE])))
+    with pytest.raises(VerificationFailed, match="a pattern of parameter names must be") as failed:
+        report.raise_if_failed()
+    assert "\n" not in str(failed.value)
 
 
 @settings(max_examples=40, deadline=None)
@@ -575,9 +595,11 @@ def test_forms_hold_the_same_words(statements: dict[str, Statement], name: str) 
     for section in statement.sections:
         for block in section.blocks:
             for piece in block.texts:
-                for form in (text, " ".join(markdown.split()), flat):
-                    if "x" * 60 not in piece and "y" * 60 not in piece:
-                        assert piece.replace("`", "") in form
+                if "x" * 60 in piece or "y" * 60 in piece:
+                    continue
+                for form in (text, " ".join(markdown.split())):
+                    assert piece.replace("`", "") in form
+                assert piece.replace("`", '"') in flat
 
 
 def test_a_page_is_one_file(statements: dict[str, Statement]) -> None:
