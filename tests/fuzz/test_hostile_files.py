@@ -434,8 +434,9 @@ def test_a_ledger_whose_table_is_a_query_that_never_ends(tmp_path: Path) -> None
         " SELECT number, 'model' AS kind, '{}' AS body, zeroblob(32) AS hash FROM f WHERE number > 1"
     )
     connection.close()
-    for read in (verify_file, lambda path: opened(path).__enter__()):
-        assert "not the table" in refused(read, path)
+    assert "its tables are not those of a ledger" in refused(lambda path: opened(path).__enter__(), path)
+    (check,) = verify_file(path).checks
+    assert (check.name, check.passed) == ("tables", False)
 
 
 @pytest.mark.parametrize("value", ["a\nb", "a\x1b[2Jb", "\u202eevil", "x\u2028y", "\x00"])

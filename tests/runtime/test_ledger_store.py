@@ -278,6 +278,61 @@ def test_truncated_and_damaged_files(tmp_path: Path) -> None:
         ask(path, [90])
 
 
+#: Selecting from it never ends.
+ENDLESS = "CREATE VIEW endless AS WITH RECURSIVE c (x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM c) SELECT x FROM c"
+
+
+@pytest.mark.parametrize(
+    "statements",
+    [
+        [ENDLESS, "CREATE TRIGGER slow AFTER INSERT ON entries BEGIN SELECT max(x) FROM endless; END"],
+        ["CREATE INDEX another ON request (received)"],
+        ["CREATE TABLE another (a)"],
+        ["DROP TRIGGER entries_stay"],
+        ["DROP INDEX due", "CREATE INDEX due ON request (received)"],
+        ["DROP TABLE folder", ENDLESS.replace("endless", "folder", 1)],
+        ["PRAGMA writable_schema = ON", "UPDATE sqlite_master SET name = 'sqlite_x' WHERE name = 'entries_stay'"],
+    ],
+)
+def test_only_the_tables_of_a_ledger_are_worked_with(statements: list[str], ledger: Path) -> None:
+    with closing(sqlite3.connect(ledger, isolation_level=None)) as connection:
+        for statement in statements:
+            connection.execute(statement)
+    for write in (False, True):
+        with pytest.raises(DataError, match="damaged"), opened(ledger, write=write):
+            pass
+    with pytest.raises(DataError, match="damaged"):
+        ask(ledger, [1])
+
+
+def test_statistics_of_a_database_are_no_harm(ledger: Path) -> None:
+    with closing(sqlite3.connect(ledger, isolation_level=None)) as connection:
+        connection.execute("ANALYZE")
+        connection.execute("VACUUM")
+    assert ask(ledger, [1]).head.count == 3
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_signals_are_answered_while_the_database_works(number: int, ledger: Path) -> None:
+    def working() -> None:
+        with opened(ledger, write=True, secret=True) as found, found.writing() as writer:
+            writer.append("request", REQUEST)
+            signal.setitimer(signal.ITIMER_REAL, 0.2)
+            found.connection.execute(f"{ENDLESS.partition(' AS ')[2]} WHERE x < 0").fetchall()
+
+    def told(*_: object) -> None:
+        os.kill(os.getpid(), number)
+
+    before = signal.signal(signal.SIGALRM, told)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            working()
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    with opened(ledger) as found:
+        assert found.check_head().count == 2
+
+
 def test_a_link_to_a_ledger_is_that_ledger(ledger: Path, tmp_path: Path) -> None:
     (tmp_path / "other").mkdir()
     link = tmp_path / "other" / "link"
@@ -487,6 +542,7 @@ def test_a_folder_that_cannot_be_written() -> None:
         path = new_ledger(folder / "model.ledger")
         ask(path, [1])
         folder.chmod(0o755)
+        path.chmod(0o644)
         done = subprocess.run([sys.executable, "-c", READER, str(path)], capture_output=True, text=True, check=False)
         assert (done.returncode, done.stdout) == (0, "3 True\n"), done.stderr
         assert files(folder) == {"model.ledger", "model.ledger.secret", "learned"}

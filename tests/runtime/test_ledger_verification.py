@@ -202,7 +202,8 @@ def test_whoever_has_the_secret_proves_no_more(name: str, ledger: Path) -> None:
         )
         chain_again(connection)
     head_again(ledger)
-    assert failed(ledger) <= {"claims", "release 1"}
+    # Noise that was not learned with is no entry that follows.
+    assert failed(ledger) <= ({"chain", "summary"} if name == "noise" else {"claims", "release 1"})
 
 
 @pytest.mark.parametrize(

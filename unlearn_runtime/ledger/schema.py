@@ -5,8 +5,14 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Callable, Sequence
 from contextlib import closing
+from functools import cache
 
 from rdp_calc.errors import DataError
+
+
+class DamagedLedger(DataError):
+    """A file that SQLite cannot read as a database, or that says what no ledger says."""
+
 
 #: What marks a SQLite file as a ledger, "RdpL" in ASCII.
 APPLICATION_ID = 0x5264704C
@@ -60,8 +66,11 @@ def version(connection: sqlite3.Connection) -> int:
     return int(connection.execute("PRAGMA user_version").fetchone()[0])
 
 
-def check_version(connection: sqlite3.Connection, path: object) -> int:
-    """The version of a ledger file. Raises DataError for another SQLite file and for a version this one cannot read."""
+def check_version(connection: sqlite3.Connection, path: object, *, tables: bool = True) -> int:
+    """The version of a ledger file. Raises DataError for another SQLite file, for a version this one cannot read, and
+    with ``tables`` for one whose tables, views, triggers and indices are not those of its version: a trigger can be a
+    query that never ends.
+    """
     if connection.execute("PRAGMA application_id").fetchone()[0] != APPLICATION_ID:
         raise DataError(f"{path} is not a ledger.")
     found = version(connection)
@@ -69,20 +78,40 @@ def check_version(connection: sqlite3.Connection, path: object) -> int:
         raise DataError(
             f"{path} is a ledger of version {found}; this rdp-calc reads up to {len(MIGRATIONS)}: install a newer one."
         )
-    _check_tables(connection, path, found)
+    odd = differences(connection, found) if tables else []
+    if odd:
+        raise DataError(
+            f"{path} is damaged: its tables are not those of a ledger; changed, missing or added: {listed(odd)}."
+        )
     return found
 
 
-def _check_tables(connection: sqlite3.Connection, path: object, version_found: int) -> None:
-    """Raise DataError where something else stands in the place of a table: a view can be a query that never ends."""
-    query = "SELECT name, sql FROM sqlite_master WHERE type IN ('table', 'view') AND substr(name, 1, 7) <> 'sqlite_'"
+def differences(connection: sqlite3.Connection, version_found: int) -> list[str]:
+    """Names of what is in the file and not in a ledger of this version, or is there another."""
+    required, allowed = _expected(version_found)
+    stored = set(connection.execute(_ALL))
+    return sorted({str(row[1]) for row in (stored - allowed) | (required - stored)})
+
+
+def listed(names: list[str]) -> str:
+    """Names from a file, as far as they may be shown."""
+    return "".join(letter if letter.isprintable() else "?" for letter in ", ".join(names))[:200]
+
+
+_ALL = "SELECT type, name, tbl_name, sql FROM sqlite_master"
+
+Rows = frozenset[tuple[str | None, ...]]
+
+
+@cache
+def _expected(version_found: int) -> tuple[Rows, Rows]:
+    """What must be in a ledger of a version, and what may be, which is also the statistics that ANALYZE leaves."""
     with closing(sqlite3.connect(":memory:", isolation_level=None)) as copy:
         for migration in MIGRATIONS[:version_found]:
             migration(copy)
-        expected = {str(name).lower(): sql for name, sql in copy.execute(query)}
-    for name, sql in connection.execute(query):
-        if expected.get(str(name).lower(), sql) != sql:
-            raise DataError(f"{path} is damaged: {str(name)[:60]!r} is not the table of a ledger.")
+        required = frozenset(copy.execute(_ALL))
+        copy.execute("ANALYZE")
+        return required, required | frozenset(copy.execute(_ALL))
 
 
 def migrate(connection: sqlite3.Connection, migrations: Sequence[Migration] = MIGRATIONS) -> None:

@@ -23,16 +23,13 @@ from rdp_calc.errors import DataError, InvalidInput
 from rdp_calc.ledger import Entry
 from unlearn_runtime.folders import check_parent, remove_stale, replacement, terminable, working_folder
 from unlearn_runtime.ledger import schema, summary
+from unlearn_runtime.ledger.schema import DamagedLedger
 from unlearn_runtime.ledger.secret import Secret, read_secret, secret_path, write_secret
 
 #: Seconds a writer waits for another one.
 WAIT = 5.0
 
 _NO_HASH = bytes(32)
-
-
-class DamagedLedger(DataError):
-    """A file that SQLite cannot read as a database."""
 
 
 @dataclass(frozen=True)
@@ -175,7 +172,11 @@ class Ledger:
         """Where such a folder was last seen, None where nobody knows."""
         with named(self.path, self._wait):
             row = self.connection.execute("SELECT path FROM folder WHERE what = ?", (what,)).fetchone()
-        return None if row is None else Path(row[0])
+        if row is None:
+            return None
+        if not isinstance(row[0], str) or not row[0].isprintable():
+            raise DamagedLedger(f"{self.path} is damaged: table folder names no folder; name it with -o or --start.")
+        return Path(row[0])
 
 
 class Writer:
@@ -254,8 +255,11 @@ def _build(target: Path, secret: Secret, first: list[tuple[str, dict[str, Any]]]
 
 
 @contextmanager
-def opened(path: Path, *, write: bool = False, wait: float = WAIT, secret: bool = False) -> Iterator[Ledger]:
-    """The ledger in a file. ``write`` brings an older file up to date; ``secret`` also reads its secret.
+def opened(
+    path: Path, *, write: bool = False, wait: float = WAIT, secret: bool = False, tables: bool = True
+) -> Iterator[Ledger]:
+    """The ledger in a file. ``write`` brings an older file up to date; ``secret`` also reads its secret. Without
+    ``tables`` it is left to the caller to look whether the tables are those of a ledger before anything is read.
 
     Raises DataError for a file that is missing, no ledger, newer than this program, damaged, or locked for longer than
     ``wait`` seconds; InvalidInput for a wait that is no time.
@@ -269,7 +273,7 @@ def opened(path: Path, *, write: bool = False, wait: float = WAIT, secret: bool 
     with named(path, wait):
         connection = _writable(real, wait) if write else _readable(real, wait)
         with closing(connection):
-            schema.check_version(connection, path)
+            schema.check_version(connection, path, tables=tables)
             if write:
                 schema.migrate(connection)
             found = Ledger(path, connection, None, wait)
@@ -284,6 +288,8 @@ def _salt_sha256(ledger: Ledger) -> str:
 
 def _connect(uri: str, wait: float) -> sqlite3.Connection:
     connection = sqlite3.connect(uri, timeout=wait, isolation_level=None, uri=True)
+    # Signals are answered only where Python runs, which it does not while SQLite works.
+    connection.set_progress_handler(lambda: 0, 100_000)
     connection.execute("PRAGMA foreign_keys = ON")
     connection.execute("PRAGMA trusted_schema = OFF")
     return connection
@@ -326,11 +332,18 @@ def named(path: Path, wait: float) -> Iterator[None]:
     try:
         yield
     except sqlite3.Error as error:
+        raise_if_interrupted(error)
         damaged = getattr(error, "sqlite_errorcode", 0) & 0xFF in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
         raise (DamagedLedger if damaged else DataError)(_described(path, error, wait)) from None
     except UnicodeDecodeError:
         # Of a text in the file, which may be one of SQLite's own that it wants to complain about.
         raise DamagedLedger(f"{path} is damaged; restore it from a backup.") from None
+
+
+def raise_if_interrupted(error: sqlite3.Error) -> None:
+    """Raise KeyboardInterrupt where a signal ended what SQLite did: what its handler raised is lost on the way."""
+    if getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_INTERRUPT:
+        raise KeyboardInterrupt from None
 
 
 _SAID: dict[int, Callable[[Path, float], str]] = {
