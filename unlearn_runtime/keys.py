@@ -14,8 +14,11 @@ Python cannot wipe memory: while a process holds an unlocked key, whoever reads 
 
 from __future__ import annotations
 
+import errno
 import os
 import secrets
+import stat
+import time
 import unicodedata
 from contextlib import suppress
 from pathlib import Path
@@ -36,6 +39,10 @@ PUBLIC_KEY_SCHEMA = "rdp-calc/public-key/1"
 LEAST_CHARACTERS = 12
 LEAST_DIFFERENT = 5
 _MOST_BYTES = 4096
+
+#: Seconds that a passphrase's pipe may have no writer, and that its writer may take.
+_FOR_A_WRITER = 5
+_FOR_A_LINE = 120
 
 #: What new keys cost to unlock, and the costs a file may ask for: 64 MiB to 1 GiB of memory.
 COST = 2**17
@@ -64,10 +71,12 @@ class Passphrase:
 
     @classmethod
     def from_file(cls, path: Path) -> Passphrase:
-        """The first line of a file, without its line end; blanks count. Raises InvalidInput where there is none."""
+        """The first line of a file, without its line end; blanks count. Raises InvalidInput where there is none.
+
+        A pipe will do, as of ``<(pass show office)``; it is not waited for without end.
+        """
         try:
-            with path.open("rb") as stream:
-                return cls(_line(stream.readline(_MOST_BYTES + 3)))
+            return cls(_line(_first_line(path)))
         except OSError as error:
             raise InvalidInput(f"cannot read the passphrase file {path}: {error.strerror}.") from None
 
@@ -127,6 +136,39 @@ class SigningKey:
 
     def __reduce__(self) -> NoReturn:
         raise TypeError("a private key is not pickled")
+
+
+def _first_line(path: Path) -> bytes:
+    """The first line of a file or pipe, or as much of it as tells that it is too long. Raises OSError, also for a pipe
+    that nobody opens for writing within ``_FOR_A_WRITER`` seconds, or whose writer is silent for ``_FOR_A_LINE``.
+    """
+    # Nonblocking: opening or reading a pipe that nobody writes to would never end.
+    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0))
+    held, began, written_to = bytearray(), time.monotonic(), False
+    try:
+        is_pipe = stat.S_ISFIFO(os.fstat(descriptor).st_mode)
+        while len(held) < _MOST_BYTES + 3:
+            try:
+                octet = os.read(descriptor, 1)
+            except BlockingIOError:
+                # Someone has it open for writing: whoever asks a person for another passphrase first takes a while.
+                written_to, limit = True, _FOR_A_LINE
+            else:
+                held += octet
+                if octet == b"\n" or (not octet and (held or written_to or not is_pipe)):
+                    break
+                if octet:
+                    continue
+                limit = _FOR_A_WRITER
+            if time.monotonic() - began > limit:
+                raise TimeoutError(errno.ETIMEDOUT, f"no line came out of it in {limit} s")
+            time.sleep(0.02)
+        return bytes(held)
+    except BaseException:
+        held.clear()
+        raise
+    finally:
+        os.close(descriptor)
 
 
 def _line(octets: bytes) -> str:

@@ -12,6 +12,7 @@ import stat
 import subprocess
 import sys
 import termios
+import time
 import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -84,6 +85,47 @@ def test_a_new_key(office: Path, rdp: Call) -> None:
     assert shown.json["fingerprint"] in text
     kdf = read_document(private)["kdf"]
     assert (kdf["name"], kdf["n"], kdf["r"], kdf["p"]) == ("scrypt", 2**17, 8, 1)
+
+
+@pytest.mark.usefixtures("cheap")
+def test_a_pipe_that_delivers(rdp: Call) -> None:
+    os.mkfifo("pipe")
+    writer = subprocess.Popen(["sh", "-c", 'sleep 1; printf "%s\\nmore" "$0" > pipe; sleep 30', PASSPHRASE])
+    try:
+        assert rdp(["keys", "new", "office", "--passphrase-file", "pipe"]).code == 0
+    finally:
+        writer.kill()
+        writer.wait()
+    load_signing_key(Path("office"), Passphrase(PASSPHRASE))
+    # As of a shell's <(command), which may take longer than a pipe may stand without a writer.
+    reading, writing = os.pipe()
+    with subprocess.Popen(["sh", "-c", 'sleep 6; printf %s "$0"', PASSPHRASE], stdout=writing):
+        os.close(writing)
+        file = f"/dev/fd/{reading}"
+        assert Passphrase.from_file(Path(file)) == Passphrase(PASSPHRASE)
+    os.close(reading)
+
+
+def test_a_pipe_that_nobody_writes_to(rdp: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+    os.mkfifo("pipe")
+    began = time.monotonic()
+    found = rdp(["keys", "new", "office", "--passphrase-file", "pipe"])
+    assert (found.code, found.out, found.err.count("\n")) == (2, "", 1)
+    assert "no line came out of it in 5 s" in found.err
+    assert time.monotonic() - began < 10
+    # One that is open for writing and silent is waited for longer.
+    monkeypatch.setattr(key_files, "_FOR_A_LINE", 1)
+    silent = os.open("pipe", os.O_RDWR)
+    found = rdp(["keys", "new", "office", "--passphrase-file", "pipe"])
+    os.close(silent)
+    assert found.code == 2
+    assert "no line came out of it in 1 s" in found.err
+    # A command that ended without a word.
+    reading, writing = os.pipe()
+    os.close(writing)
+    found = rdp(["keys", "new", "office", "--passphrase-file", f"/dev/fd/{reading}"])
+    os.close(reading)
+    assert (found.code, os.listdir()) == (2, ["pipe"])
 
 
 @pytest.mark.usefixtures("cheap")
