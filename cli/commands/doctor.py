@@ -7,6 +7,7 @@ import platform
 import subprocess
 import sys
 from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 from typing import Any
 
 import typer
@@ -54,8 +55,11 @@ def doctor(
     for name, value in report["versions"].items():
         table.add_row(name, value or "[yellow]missing[/yellow]")
     torch = report["torch"]
-    devices = ["cpu", *(f"cuda: {name}" for name in torch["cuda"])] if "version" in torch else [torch["problem"]]
-    table.add_row("devices", ", ".join(devices))
+    if "version" in torch:
+        devices = ", ".join(["cpu", *(f"cuda: {name}" for name in torch["cuda"])])
+    else:
+        devices = f"none ({torch['problem']})"
+    table.add_row("devices", devices)
     table.add_row("random source", report["random_source"])
     table.add_row("interval arithmetic", report["interval_arithmetic"])
     console().print(table)
@@ -84,6 +88,8 @@ def _version(name: str) -> str | None:
 
 
 def _probe_torch() -> dict[str, Any]:
+    if find_spec("torch") is None:
+        return {"problem": "torch is missing"}
     try:
         done = subprocess.run(
             [sys.executable, "-c", _TORCH_PROBE], capture_output=True, text=True, timeout=120, check=False

@@ -476,6 +476,12 @@ def test_seeded_run(rdp: Call, finished: Path) -> None:
     assert rdp("verify one/certificate.json --json").json["certificate_level"] == "none"
 
 
+def test_doctor_without_torch(rdp: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cli.commands.doctor.find_spec", lambda name: None)
+    assert rdp("doctor --json").json["torch"] == {"problem": "torch is missing"}
+    assert "none (torch is missing)" in rdp("doctor").out
+
+
 def test_doctor(rdp: Call, monkeypatch: pytest.MonkeyPatch) -> None:
     document = rdp("doctor --json").json
     assert document["schema"] == "rdp-calc/doctor/1"
