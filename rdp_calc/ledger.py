@@ -131,6 +131,8 @@ class LedgerState:
     releases: list[Released] = field(default_factory=list)
     cumulative: bool = False
     times: list[str] = field(default_factory=list)
+    #: How often each release was begun.
+    attempts: dict[int, int] = field(default_factory=dict)
     _records: set[str] = field(default_factory=set)
 
     @property
@@ -265,6 +267,7 @@ class LedgerState:
         if body["start_fingerprint"] != wanted:
             raise DataError("the run started from a state that the ledger does not name as the last.")
         self.begun = body
+        self.attempts[body["release"]] = self.attempts.get(body["release"], 0) + 1
 
     def _add_certificate(self, body: dict[str, Any]) -> None:
         certificate = read(body, "certificate", "object")

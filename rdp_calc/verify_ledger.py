@@ -7,7 +7,7 @@ certificate must be that of its plan.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from rdp_calc import ledger
 from rdp_calc.certificate import OS_ENTROPY
@@ -51,7 +51,7 @@ def verify_entries(
         return Report(kind="ledger", level="none", delta_upper=None, checks=[Check("chain", False, "no entry")])
     checks = [Check("chain", True, f"{state.count} entries, each follows from the one before it")]
     checks += [_head_check(number, kept_hash, hashes, state.count) for number, kept_hash in heads]
-    checks.append(_clock_check(state))
+    checks += [_clock_check(state), _attempts_check(state)]
     template = verify_document(state.template_document)
     checks += [Check(f"model: {check.name}", check.passed, check.detail) for check in template.checks]
     if template.holds:
@@ -80,6 +80,13 @@ def _clock_check(state: LedgerState) -> Check:
     detail = "times never go back" if not back else f"the clock went back before entries {_listed(back)}; order holds"
     # Nothing rests on times: a wrong clock is worth knowing and no forgery.
     return Check("clock", True, detail)
+
+
+def _attempts_check(state: LedgerState) -> Check:
+    often = [f"{number} ({count} times)" for number, count in state.attempts.items() if count > 1]
+    detail = "every run was begun once" if not often else f"begun more than once, recorded once: {_listed(often)}"
+    # A killed run is begun again, which is no forgery; one that was finished and moved away would look the same.
+    return Check("runs", True, detail)
 
 
 def _release_checks(state: LedgerState, plan_level: str, documents: int) -> list[Check]:
@@ -184,6 +191,6 @@ def _level(state: LedgerState, plan_level: str) -> str:
     return min([plan_level, *found], key=lambda level: order.index(level) if level in order else 0)
 
 
-def _listed(numbers: list[int]) -> str:
+def _listed(numbers: Sequence[object]) -> str:
     shown = ", ".join(map(str, numbers[:5]))
     return shown if len(numbers) <= 5 else f"{shown} and {len(numbers) - 5} more"

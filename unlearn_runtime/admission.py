@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from rdp_calc.verify import verify_document
 from unlearn_runtime.bindings import file_sha256, load_for_plan
 from unlearn_runtime.blocks import make_blocks
 from unlearn_runtime.choices import ANY_MODEL, check_choices, check_phase, loss_of, trains_network
+from unlearn_runtime.continuing import FROM_LEARNED
 from unlearn_runtime.data import Dataset, check_row_norms, parse_ids
 from unlearn_runtime.execution import Execution
 from unlearn_runtime.folders import check_free
@@ -72,6 +74,7 @@ def admit(
     model: str | None,
     center: Path | None,
     continuing: bool = False,
+    removed: Sequence[int] | None = None,
 ) -> Admitted:
     """Check everything that can be known before the run, and raise one error that lists all that is wrong.
 
@@ -92,6 +95,9 @@ def admit(
         learned = problems.attempt(lambda: Learned.any_model(start, loaded, continuing=continuing))
     elif start is not None and loaded is not None:
         learned = problems.attempt(lambda: Learned.read(start, plan, document, loaded, continuing=continuing))
+    if learned is not None and removed is not None:
+        known = learned
+        learned = problems.attempt(lambda: _knows_removed(plan, known, removed))
     ids = None
     if forget is not None and loaded is not None:
         ids = problems.attempt(lambda: _forget_ids(plan, forget, len(loaded.y_train), learned))
@@ -247,6 +253,19 @@ def _check_parts(plan: Plan, module: torch.nn.Module, training: Training) -> Non
                 f"the plan is for blocks of {', '.join(map(str, method.block_sizes or ()))} parameters, the model's"
                 f" blocks have {', '.join(map(str, sizes))}; plan with --block-sizes {','.join(map(str, sizes))}."
             )
+
+
+def _knows_removed(plan: Plan, start: Learned, removed: Sequence[int]) -> Learned:
+    """The start, before which ``removed`` were removed. A model may come without its folder, and then it does not know
+    what it forgot; a state always does, and it must be the same. Raises DataError otherwise.
+    """
+    rows = np.array(removed, dtype=np.int64)
+    if plan.method.NAME in ANY_MODEL:
+        return replace(start, removed=np.union1d(start.removed, rows))
+    odd = np.setxor1d(start.removed, rows)
+    if len(odd) and plan.method.NAME not in FROM_LEARNED:
+        raise DataError(f"the start and the ledger disagree on whether record {odd[0]} was removed (ledger mismatch).")
+    return start
 
 
 def _forget_ids(plan: Plan, forget: str, size: int, start: Learned | None) -> Array:

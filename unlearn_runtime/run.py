@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -61,6 +61,7 @@ def run_plan(
     announce: Callable[[str], None] | None = None,
     key: SigningKey | None = None,
     continuing: bool = False,
+    removed: Sequence[int] | None = None,
     begin: Callable[[], None] | None = None,
 ) -> dict[str, Any]:
     """Carry out a plan document and write the folder ``output``; returns a summary (schema rdp-calc/run/1).
@@ -70,8 +71,9 @@ def run_plan(
     told beforehand of what takes much room or time. ``key`` signs the certificate before the folder appears; processes
     other than the first do not need it. ``continuing``: one release of a history whose requests come over time. The
     start may be of another plan, where this one describes all that was carried out and has one request more
-    (``unlearn_runtime.continuing``), and the state is kept for the next release. ``begin`` is called once all is
-    checked, before anything is computed; what it raises ends the run.
+    (``unlearn_runtime.continuing``), and the state is kept for the next release. ``removed``: records that its earlier
+    releases removed, which a state must know of and which any other model leaves out all the same. ``begin`` is called
+    once all is checked, before anything is computed; what it raises ends the run.
 
     Raises DataError (plan digest, data, ids, learning record), GuardFailed (what the runtime cannot enforce),
     InvalidInput (arguments that do not go together); one error lists all that is wrong. Nothing is left behind.
@@ -92,6 +94,7 @@ def run_plan(
         model=model,
         center=center,
         continuing=continuing,
+        removed=removed,
     )
     with ExitStack() as opened, torch.no_grad(), memory_named(execution):
         world = World.join(admitted.device)

@@ -99,3 +99,17 @@ def test_releases_that_go_on_from_the_last(name: str, released: Ledger) -> None:
 @pytest.mark.parametrize("name", most_are_slow([*CUMULATIVE], "newton"))
 def test_releases_that_start_from_what_was_learned(name: str, released: Ledger) -> None:
     assert released(CUMULATIVE[name]) == [[5, 7], [5, 7, 9]]
+
+
+def test_a_model_without_its_folder_does_not_bring_records_back(released: Ledger) -> None:
+    # Moved or renamed, a released model does not know what it forgot; the ledger does.
+    assert released(ANY_MODEL["noisy-finetune"]) == [[5, 7], [9]]
+    for command in (
+        "ledger request m.ledger --forget 11 -q",
+        "ledger plan m.ledger -q",
+        "ledger run m.ledger --data data.npz --start release-2/model.safetensors -o release-3 -q",
+    ):
+        assert main(command.split()) == 0
+    audit = json.loads(Path("release-3/private/audit.json").read_text())
+    assert (audit["forgotten_ids"], audit["removed_before"]) == ([11], [5, 7, 9])
+    assert verify_file(Path("m.ledger")).holds

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
+import os
 import shutil
 from collections.abc import Callable
 from contextlib import closing
@@ -189,6 +191,20 @@ def test_a_release_beside_the_ledger_stops_it(ledger: Path) -> None:
     assert run.calls == []
 
 
+def test_two_ledgers_cannot_release_from_one_state_at_once(ledger: Path) -> None:
+    # Whoever makes a release holds a lock on what it starts from, also for a ledger this one knows nothing of.
+    plan_next(ledger)
+    before, held = kinds(ledger), os.open(ledger.parent / "learned", os.O_RDONLY)
+    try:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        with pytest.raises(DataError, match="another process makes a release"):
+            release(ledger, ledger.parent / "release-1")
+        assert kinds(ledger) == before
+    finally:
+        os.close(held)
+    assert release(ledger, ledger.parent / "release-1").release == 1
+
+
 def test_a_run_that_is_refused_did_not_begin(ledger: Path) -> None:
     plan_next(ledger)
     before = kinds(ledger)
@@ -210,7 +226,9 @@ def test_a_run_that_died_is_made_again(ledger: Path) -> None:
     assert (done.release, done.adopted) == (1, False)
     assert "was begun at" in said[0]
     assert kinds(ledger)[-3:] == ["execution", "execution", "certificate"]
-    assert verify_file(ledger).holds
+    report = verify_file(ledger)
+    assert report.holds
+    assert "1 (2 times)" in next(check.detail for check in report.checks if check.name == "runs")
 
 
 @pytest.mark.parametrize("named", [True, False])

@@ -7,16 +7,19 @@ be recorded is adopted. All that a run rests on is read from the entries, none o
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import ExitStack
+import fcntl
+import os
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from rdp_calc.documents import digest, field, read_document
 from rdp_calc.errors import DataError, InvalidInput
 from rdp_calc.history import History
-from rdp_calc.ledger import LedgerState, Planned, folded
+from rdp_calc.ledger import LedgerState, Planned, RequestState, folded
 from rdp_calc.verify import verify_document
 from unlearn_runtime.bindings import file_sha256
 from unlearn_runtime.folders import check_free
@@ -130,16 +133,18 @@ class _Release:
                 " it with -o."
             )
         check_free(self.output)
-        summary = self.run(
-            document,
-            phase="unlearn",
-            forget=",".join(map(str, rows)),
-            start=self._start(),
-            output=self.output,
-            continuing=True,
-            begin=self._begin,
-        )
-        return self._recorded(self.output, document, summary)
+        with self._start() as start:
+            summary = self.run(
+                document,
+                phase="unlearn",
+                forget=",".join(map(str, rows)),
+                start=start,
+                output=self.output,
+                continuing=True,
+                removed=self._removed_before,
+                begin=self._begin,
+            )
+            return self._recorded(self.output, document, summary)
 
     def _begin(self) -> None:
         """Say in the ledger that the run begins: nothing may be drawn that it does not know of."""
@@ -174,12 +179,22 @@ class _Release:
     def _rows(self) -> list[int]:
         """Row numbers to forget: those of the planned requests, for cumulative methods also all removed before."""
         numbers = set(self.planned.requests)
-        wanted = {
-            record
-            for request in self.state.requests
-            if request.number in numbers or (self.state.cumulative and request.release is not None)
-            for record in request.records
-        }
+        asked = [request for request in self.state.requests if request.number in numbers]
+        return self._rows_of(asked + (self._answered if self.state.cumulative else []))
+
+    @property
+    def _answered(self) -> list[RequestState]:
+        return [request for request in self.state.requests if request.release is not None]
+
+    @cached_property
+    def _removed_before(self) -> list[int]:
+        """Row numbers that earlier releases removed, which this one must leave out; none where it names them again."""
+        return [] if self.state.cumulative else self._rows_of(self._answered)
+
+    def _rows_of(self, requests: list[RequestState]) -> list[int]:
+        wanted = {record for request in requests for record in request.records}
+        if not wanted:
+            return []
         size = field(self.state.template_document, "problem.dataset_size", "integer")
         record = self._secret.record
         found = [row for row in range(size) if record(row).hex() in wanted]
@@ -213,7 +228,9 @@ class _Release:
             return str(self.state.releases[-1].state_fingerprint)
         return str(self.state.learning["state_fingerprint"])
 
-    def _start(self) -> Path:
+    @contextmanager
+    def _start(self) -> Iterator[Path]:
+        """What the release starts from, for this process alone as long as the block lasts."""
         wanted = self._wanted
         start = self.start or self.ledger.folder(wanted)
         if start is None:
@@ -224,8 +241,9 @@ class _Release:
                 f"{start} is not the state that the ledger recorded last, {wanted[:16]}... (ledger mismatch); name that"
                 " folder with --start."
             )
-        self._check_unknown_releases(start)
-        return start
+        with _alone(start):
+            self._check_unknown_releases(start)
+            yield start
 
     def _check_unknown_releases(self, start: Path) -> None:
         """Whoever made a release from this state beside the ledger made its accounting wrong."""
@@ -255,6 +273,8 @@ class _Release:
             return False
         audit = read_document(folder / AUDIT)
         if sorted(field(audit, "forgotten_ids", "list")) != rows:
+            return False
+        if not set(self._removed_before) <= set(field(audit, "removed_before", "list", optional=True) or []):
             return False
         record = field(audit, "learning_record", "object", optional=True) or {}
         started = field(record, "state_sha256", "text", optional=True)
@@ -304,3 +324,20 @@ class _Release:
             summary,
             head,
         )
+
+
+@contextmanager
+def _alone(start: Path) -> Iterator[None]:
+    """Only one process makes a release from one state, whatever ledger it works for. DataError where there is one."""
+    descriptor = os.open(start, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise DataError(f"another process makes a release from {start}; wait for it.") from None
+        except OSError:
+            # A file system without locks; what was released is still noted there.
+            pass
+        yield
+    finally:
+        os.close(descriptor)
