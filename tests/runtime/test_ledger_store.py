@@ -27,8 +27,11 @@ from rdp_calc.errors import DataError, InvalidInput, NotApplicable
 from rdp_calc.ledger import entry_hash, folded
 from unlearn_runtime.ledger import schema, store, summary
 from unlearn_runtime.ledger.creating import initialise
+from unlearn_runtime.ledger.planning import chosen_requests
 from unlearn_runtime.ledger.secret import read_secret, run_lock, secret_path
+from unlearn_runtime.ledger.status import status
 from unlearn_runtime.ledger.store import opened
+from unlearn_runtime.ledger.verification import verify_file
 
 REQUEST = {"request": 1, "records": ["ab" * 32], "reason": "", "received": NOW, "due": None, "time": NOW}
 
@@ -36,6 +39,12 @@ REQUEST = {"request": 1, "records": ["ab" * 32], "reason": "", "received": NOW, 
 @pytest.fixture
 def ledger(tmp_path: Path) -> Path:
     return new_ledger(tmp_path / "model.ledger")
+
+
+@pytest.fixture(scope="module")
+def stories(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A ledger with releases, which no test may change."""
+    return storied(tmp_path_factory.mktemp("stories") / "model.ledger")
 
 
 def files(folder: Path) -> set[str]:
@@ -331,6 +340,80 @@ def test_signals_are_answered_while_the_database_works(number: int, ledger: Path
         signal.signal(signal.SIGALRM, before)
     with opened(ledger) as found:
         assert found.check_head().count == 2
+
+
+WRONG = ["x'6162'", "'a'", "NULL", "0.5", "-1", "4611686018427387904"]
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        *(f"UPDATE request SET {name} = {value}" for name in ("records", "entry") for value in WRONG),
+        *(f"UPDATE request SET {name} = {value}" for name in ("received", "due") for value in ("x'61'", "x'ff'")),
+        *(
+            f"UPDATE request SET {name} = {value}"
+            for name in ("release", "planned")
+            for value in WRONG
+            if value != "NULL"
+        ),
+        "UPDATE request SET release = 3 WHERE number = 1",
+        "UPDATE request SET number = -1 WHERE number = 1",
+        "UPDATE request SET number = 4611686018427387904 WHERE number = 4",
+        *(f"UPDATE release SET records = {value}" for value in WRONG),
+        *(f"UPDATE release SET {name} = x'61'" for name in ("noise", "mu", "turns", "level", "plan_digest")),
+        "UPDATE release SET turns = 'a'",
+        "UPDATE release SET plan_entry = 'a' WHERE number = 3",
+        "UPDATE release SET execution_entry = 'a'",
+        "UPDATE release SET number = -1 WHERE number = 1",
+        "UPDATE release SET number = 4611686018427387904 WHERE number = 3",
+        "DELETE FROM release WHERE number = 1",
+    ],
+)
+def test_rows_that_no_entry_wrote(statement: str, stories: Path, tmp_path: Path) -> None:
+    for name in ("model.ledger", "model.ledger.secret"):
+        shutil.copy(stories.with_name(name), tmp_path)
+    path = tmp_path / "model.ledger"
+    with closing(sqlite3.connect(path, isolation_level=None)) as connection:
+        try:
+            connection.execute(statement)
+        except sqlite3.IntegrityError:
+            # Whoever means harm needs no constraint to agree.
+            rows = connection.execute("SELECT count(*) FROM request").fetchone()
+            connection.execute("PRAGMA writable_schema = ON")
+            kept = connection.execute("SELECT name, sql FROM sqlite_master WHERE type = 'table'").fetchall()
+            connection.execute("UPDATE sqlite_master SET sql = replace(sql, ' NOT NULL', '') WHERE type = 'table'")
+            connection.execute("PRAGMA schema_version = 1000")
+            with closing(sqlite3.connect(path, isolation_level=None)) as other:
+                other.execute(statement)
+                assert other.execute("SELECT count(*) FROM request").fetchone() == rows
+            connection.executemany("UPDATE sqlite_master SET sql = ? WHERE name = ?", [pair[::-1] for pair in kept])
+            connection.execute("PRAGMA schema_version = 1001")
+    said = []
+    for work in (
+        lambda: status(found, everything=True, now=NOW),
+        lambda: chosen_requests(found, None),
+        lambda: summary.releases(found.connection),
+    ):
+        with opened(path) as found:
+            try:
+                work()
+            except DataError as error:
+                said.append(str(error))
+    assert said
+    assert all("damaged" in text and "\n" not in text for text in said)
+    assert not verify_file(path).holds
+
+
+def test_a_folder_that_is_none(ledger: Path) -> None:
+    for value in (b"ab", 7, "a\0b", "\x1b[2J"):
+        with closing(sqlite3.connect(ledger, isolation_level=None)) as connection:
+            connection.execute("INSERT OR REPLACE INTO folder VALUES ('there', ?)", (value,))
+        with opened(ledger) as found:
+            if isinstance(value, int):
+                assert found.folder("there") == Path("7")
+                continue
+            with pytest.raises(DataError, match="table folder"):
+                found.folder("there")
 
 
 def test_a_link_to_a_ledger_is_that_ledger(ledger: Path, tmp_path: Path) -> None:

@@ -244,6 +244,14 @@ def test_tables_and_triggers_that_are_not_as_made(statement: str, ledger: Path) 
     assert failed(ledger) == {"tables"}
 
 
+def test_numbers_beyond_any_table(ledger: Path) -> None:
+    with without_triggers(ledger) as connection:
+        number, text = connection.execute("SELECT number, body FROM entries WHERE kind = 'plan'").fetchone()
+        body = {**json.loads(text), "turns": 10**30}
+        connection.execute("UPDATE entries SET body = ? WHERE number = ?", (json.dumps(body), number))
+    assert failed(ledger) & {"file", "chain", "summary"}
+
+
 def test_hints_decide_nothing(ledger: Path) -> None:
     with closing(sqlite3.connect(ledger)) as connection:
         assert connection.execute("UPDATE folder SET path = '/nowhere'").rowcount > 0

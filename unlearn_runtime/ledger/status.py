@@ -87,8 +87,8 @@ def _shown(ledger: Ledger, requests: str | None, everything: bool, judged: str) 
 def _request_rows(ledger: Ledger, rows: list[RequestRow], past: History, judged: str) -> list[dict[str, Any]]:
     # Many requests share a release and a size; one answer costs as much as a calibration.
     answered = sorted({(row.release, row.records) for row in rows if row.release is not None})
+    levels = summary.levels(ledger.connection, {release for release, _ in answered})
     standings = dict(zip(answered, past.standings(answered) if answered else (), strict=True))
-    levels = {} if not answered else summary.levels(ledger.connection, {release for release, _ in answered})
     shown = []
     for row in rows:
         body = ledger.entry(row.entry).body
@@ -96,7 +96,7 @@ def _request_rows(ledger: Ledger, rows: list[RequestRow], past: History, judged:
         found: dict[str, Any] = {
             "request": row.number,
             "records": row.records,
-            "reason": body.get("reason", ""),
+            "reason": str(body.get("reason", "")),
             "received": row.received,
             "due": row.due,
             "state": state,

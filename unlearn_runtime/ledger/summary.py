@@ -9,6 +9,10 @@ from typing import Any
 
 from rdp_calc.errors import DataError
 from rdp_calc.history import Made
+from unlearn_runtime.ledger.schema import DamagedLedger
+
+#: Numbers of requests, releases and entries, and counts of records and steps, are at most this.
+_MOST = 10**12
 
 
 @dataclass(frozen=True)
@@ -39,6 +43,36 @@ class ReleaseRow:
     plan_digest: str
     state_fingerprint: str | None
     level: str | None
+
+
+def _damaged(table: str) -> DamagedLedger:
+    return DamagedLedger(f"the ledger is damaged: table {table} has a row that no entry wrote; run ledger verify.")
+
+
+def _is_count(value: Any, least: int = 1) -> bool:
+    return type(value) is int and least <= value <= _MOST
+
+
+def _request_row(row: tuple[Any, ...]) -> RequestRow:
+    found = RequestRow(*row)
+    whole = all(_is_count(value) for value in (found.number, found.entry, found.records))
+    optional = all(value is None or _is_count(value) for value in (found.planned, found.release))
+    if not (whole and optional and isinstance(found.received, str) and isinstance(found.due, str | None)):
+        raise _damaged("request")
+    return found
+
+
+def _release_row(row: tuple[Any, ...]) -> ReleaseRow:
+    found = ReleaseRow(*row)
+    whole = all(_is_count(value) for value in (found.number, found.plan_entry, found.records))
+    optional = all(value is None or _is_count(value) for value in (found.execution_entry, found.certificate_entry))
+    numbers = (found.turns is None or _is_count(found.turns, 0)) and isinstance(found.noise, float)
+    texts = isinstance(found.plan_digest, str) and isinstance(found.state_fingerprint, str | None)
+    if not (whole and optional and numbers and texts) or not (
+        isinstance(found.mu, float | None) and isinstance(found.level, str | None)
+    ):
+        raise _damaged("release")
+    return found
 
 
 _REQUEST = "number, entry, records, received, due, planned, release"
@@ -111,19 +145,19 @@ def overdue_numbers(connection: sqlite3.Connection, time: str) -> list[int]:
 def pending(connection: sqlite3.Connection, most: int = -1) -> list[RequestRow]:
     """Requests that no certified release has answered, in order; the first ``most`` of them."""
     rows = connection.execute(f"SELECT {_REQUEST} FROM request WHERE release IS NULL ORDER BY number LIMIT ?", (most,))
-    return [RequestRow(*row) for row in rows]
+    return [_request_row(row) for row in rows]
 
 
 def last_requests(connection: sqlite3.Connection, count: int) -> list[RequestRow]:
     """The newest requests, in order."""
     rows = connection.execute(f"SELECT {_REQUEST} FROM request ORDER BY number DESC LIMIT ?", (count,))
-    return [RequestRow(*row) for row in rows][::-1]
+    return [_request_row(row) for row in rows][::-1]
 
 
 def requests(connection: sqlite3.Connection) -> Iterator[RequestRow]:
     """All requests in order."""
     for row in connection.execute(f"SELECT {_REQUEST} FROM request ORDER BY number"):
-        yield RequestRow(*row)
+        yield _request_row(row)
 
 
 def request(connection: sqlite3.Connection, number: int) -> RequestRow:
@@ -131,35 +165,50 @@ def request(connection: sqlite3.Connection, number: int) -> RequestRow:
     row = connection.execute(f"SELECT {_REQUEST} FROM request WHERE number = ?", (number,)).fetchone()
     if row is None:
         raise DataError(f"request {number} is not in the ledger, which has {count_requests(connection)}.")
-    return RequestRow(*row)
+    return _request_row(row)
 
 
 def count_requests(connection: sqlite3.Connection) -> int:
     """How many requests there are; they are numbered from 1."""
-    return int(connection.execute("SELECT coalesce(max(number), 0) FROM request").fetchone()[0])
+    return _count(connection, "request")
+
+
+def _count(connection: sqlite3.Connection, table: str) -> int:
+    query = f"SELECT count(*), coalesce(max(number), 0), coalesce(min(number), 1) FROM {table}"
+    count, last, first = connection.execute(query).fetchone()
+    if (last, first) != (count, 1):
+        raise _damaged(table)
+    return int(count)
 
 
 def count_records(connection: sqlite3.Connection) -> int:
     """Records of all requests."""
-    return int(connection.execute("SELECT coalesce(sum(records), 0) FROM request").fetchone()[0])
+    found = connection.execute("SELECT coalesce(sum(records), 0) FROM request").fetchone()[0]
+    if not _is_count(found, 0):
+        raise _damaged("request")
+    return int(found)
 
 
 def repeated(connection: sqlite3.Connection, record: bytes) -> int | None:
     """The request that named a record before, None where there is none."""
     row = connection.execute("SELECT request FROM record WHERE hash = ?", (record,)).fetchone()
+    if row is not None and not _is_count(row[0]):
+        raise _damaged("record")
     return None if row is None else int(row[0])
 
 
 def releases(connection: sqlite3.Connection) -> list[ReleaseRow]:
     """All releases in order; only the last may be without a certificate."""
-    return [ReleaseRow(*row) for row in connection.execute(f"SELECT {_RELEASE} FROM release ORDER BY number")]
+    return [_release_row(row) for row in connection.execute(f"SELECT {_RELEASE} FROM release ORDER BY number")]
 
 
 def open_release(connection: sqlite3.Connection) -> ReleaseRow | None:
     """The release that is planned or begun and not certified, None where there is none."""
+    if not _count(connection, "release"):
+        return None
     row = connection.execute(f"SELECT {_RELEASE} FROM release ORDER BY number DESC LIMIT 1").fetchone()
-    found = None if row is None else ReleaseRow(*row)
-    return found if found is not None and found.certificate_entry is None else None
+    found = _release_row(row)
+    return found if found.certificate_entry is None else None
 
 
 def last_release(connection: sqlite3.Connection) -> ReleaseRow | None:
@@ -167,21 +216,31 @@ def last_release(connection: sqlite3.Connection) -> ReleaseRow | None:
     row = connection.execute(
         f"SELECT {_RELEASE} FROM release WHERE certificate_entry IS NOT NULL ORDER BY number DESC LIMIT 1"
     ).fetchone()
-    return None if row is None else ReleaseRow(*row)
+    return None if row is None else _release_row(row)
 
 
 def made(connection: sqlite3.Connection) -> list[Made]:
     """The certified releases as the accounting takes them."""
-    rows = connection.execute(
-        "SELECT records, turns, noise, mu FROM release WHERE certificate_entry IS NOT NULL ORDER BY number"
-    )
-    return [Made(*row) for row in rows]
+    query = f"SELECT {_RELEASE} FROM release WHERE certificate_entry IS NOT NULL ORDER BY number"
+    found = []
+    for number, row in enumerate(map(_release_row, connection.execute(query)), start=1):
+        if row.number != number:
+            raise _damaged("release")
+        found.append(Made(row.records, row.turns, row.noise, row.mu))
+    return found
 
 
 def levels(connection: sqlite3.Connection, numbers: Iterable[int]) -> dict[int, str | None]:
-    """The certificate levels of some releases."""
-    query = "SELECT level FROM release WHERE number = ?"
-    return {number: connection.execute(query, (number,)).fetchone()[0] for number in numbers}
+    """The certificate levels of some certified releases."""
+    return {number: _certified(connection, number).level for number in numbers}
+
+
+def _certified(connection: sqlite3.Connection, number: int) -> ReleaseRow:
+    row = connection.execute(f"SELECT {_RELEASE} FROM release WHERE number = ?", (number,)).fetchone()
+    found = None if row is None else _release_row(row)
+    if found is None or found.certificate_entry is None:
+        raise _damaged("request")
+    return found
 
 
 def learned(connection: sqlite3.Connection) -> bool:
