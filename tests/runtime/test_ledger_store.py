@@ -23,7 +23,7 @@ import pytest
 from ledger_files import NOW, ask, learned_folder, new_ledger, plan_of, storied
 from ledgers import langevin, template
 
-from rdp_calc.errors import DataError, InvalidInput, NotApplicable
+from rdp_calc.errors import DataError, InvalidInput, NotApplicable, RdpCalcError
 from rdp_calc.ledger import entry_hash, folded
 from unlearn_runtime.ledger import schema, store, summary
 from unlearn_runtime.ledger.creating import initialise
@@ -397,10 +397,10 @@ def test_rows_that_no_entry_wrote(statement: str, stories: Path, tmp_path: Path)
         with opened(path) as found:
             try:
                 work()
-            except DataError as error:
+            except RdpCalcError as error:
                 said.append(str(error))
-    assert said
-    assert all("damaged" in text and "\n" not in text for text in said)
+    assert any("damaged" in text for text in said)
+    assert all("\n" not in text for text in said)
     assert not verify_file(path).holds
 
 
