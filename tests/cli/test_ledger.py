@@ -7,9 +7,11 @@ import os
 import re
 import shlex
 import shutil
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -217,6 +219,24 @@ def test_texts_in_a_ledger_do_not_rewrite_the_terminal(made: Path, rdp: Call) ->
     assert rdp(["ledger", "request", "m.ledger", "--forget", "1", "--reason", "[red]a[/red] [/x]"]).code == 0
     assert "[red]a[/red] [/x]" in rdp("ledger status m.ledger").out
     assert rdp(["ledger", "request", "m.ledger", "--forget", "2", "--reason", "a\x1b[2J"]).code == 2
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "UPDATE request SET received = ?, due = ?",
+        "UPDATE release SET level = ? || ?",
+        "UPDATE release SET plan_digest = ? || ?",
+    ],
+)
+def test_a_changed_file_does_not_rewrite_the_terminal(change: str, made: Path, rdp: Call) -> None:
+    for command in ("request m.ledger --forget 1", "plan m.ledger", f"run m.ledger {DATA} -o r1"):
+        assert rdp(f"ledger {command} -q").code == 0
+    with closing(sqlite3.connect(made, isolation_level=None)) as connection:
+        connection.execute(change, ("\x1b[2J", "\x1b]0;a\x07"))
+    found = rdp("ledger status m.ledger")
+    assert found.code == 0
+    assert all(letter.isprintable() or letter == "\n" for letter in found.out + found.err)
 
 
 # What is imported

@@ -106,13 +106,14 @@ def _show_rows(out: Any, rows: list[dict[str, Any]]) -> None:
 
 def _cells(row: dict[str, Any]) -> tuple[str, ...]:
     state = row["state"] if row.get("level") in (None, "certified") else f"{row['state']} ({row['level']})"
-    return (
+    cells = (
         *(str(row["request"]), str(row["records"]), row["received"][:10], (row["due"] or "-")[:10]),
         f"{state}, overdue" if row["overdue"] else state,
         "-" if row["release"] is None else str(row["release"]),
         *(_number(row.get(key)) for key in ("epsilon", "delta", "mu", "joint_mu")),
-        plain(row["reason"]),
+        row["reason"],
     )
+    return tuple(map(plain, cells))
 
 
 def _number(value: float | str | None) -> str:
