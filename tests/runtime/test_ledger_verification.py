@@ -49,8 +49,8 @@ def failed(path: Path, **given: object) -> set[str]:
     return {check.name for check in report.checks if not check.passed}
 
 
-def export(path: Path) -> Path:
-    output = path.with_suffix(".jsonl")
+def export(path: Path, name: str = "model.jsonl") -> Path:
+    output = path.with_name(name)
     with opened(path) as found:
         write_export(found, output)
     return output
@@ -169,7 +169,7 @@ def test_changed_entries_with_the_chain_made_again(change: Callable[[sqlite3.Con
     # A change that no longer makes sense fails before what was kept is compared.
     assert failed(ledger, heads=[before]) & {"head", "chain"}
     assert failed(ledger, against=earlier) & {"head", "chain"}
-    assert failed(export(ledger), heads=[before]) & {"head", "chain"}
+    assert failed(export(ledger, "changed.jsonl"), heads=[before]) & {"head", "chain"}
     if change not in (drop_request, exchange):
         assert "head" in failed(ledger, heads=[before])
 
@@ -325,6 +325,33 @@ def test_exports(ledger: Path) -> None:
     with opened(ledger) as stored, pytest.raises(InvalidInput, match="not an export"):
         write_export(stored, output)
     assert output.read_text() == "mine\n"
+
+
+def test_an_export_that_says_more_is_kept(ledger: Path, tmp_path: Path) -> None:
+    (tmp_path / "old").mkdir()
+    older = tmp_path / "old" / "model.ledger"
+    for path in (ledger, secret_path(ledger)):
+        shutil.copy(path, older.parent)
+    ask(ledger, [90])
+    output = export(ledger)
+    content = output.read_bytes()
+    count = receipt(ledger)[0]
+
+    def refused(path: Path, its: int) -> None:
+        with (
+            opened(path) as stored,
+            pytest.raises(DataError, match=f"holds {count} entries and this ledger {its}: it was cut"),
+        ):
+            write_export(stored, output)
+        assert output.read_bytes() == content
+
+    refused(older, count - 1)
+    # As long, and another; longer, and another.
+    for its, row in ((count, 91), (count + 1, 92)):
+        ask(older, [row])
+        refused(older, its)
+    ask(ledger, [91])
+    assert_holds(verify_file(export(ledger)))
 
 
 def test_exports_that_were_changed(ledger: Path) -> None:

@@ -34,13 +34,16 @@ class Export:
 
 
 def write_export(ledger: Ledger, output: Path) -> Head:
-    """Write all entries to ``output``, whole or not at all; a file that is there is replaced only if it is an export.
+    """Write all entries to ``output``, whole or not at all; a file that is there is replaced only if it is an export
+    that the ledger continues.
 
-    Raises InvalidInput for an output that may not be written, DataError for a ledger that cannot be read.
+    Raises InvalidInput for an output that may not be written, DataError for a ledger that cannot be read, and for an
+    export that holds what the ledger does not.
     """
     check_output(output)
     with ledger.snapshot():
         head = ledger.check_head()
+        _check_continues(ledger, head, output)
         remove_stale(output)
         with terminable(), replacement(output, mode=0o644) as stream:
             stream.write(canonical({"schema": EXPORT_SCHEMA, "count": head.count, "head": head.hash}) + b"\n")
@@ -56,6 +59,23 @@ def check_output(output: Path) -> None:
     if output.exists() and not is_export(output):
         raise InvalidInput(f"{output} exists and is not an export; choose a new name.")
     check_parent(output)
+
+
+def _check_continues(ledger: Ledger, head: Head, output: Path) -> None:
+    """Raise DataError where ``output`` is an export whose last entry is none of this ledger's."""
+    try:
+        with open_regular(output) as stream:
+            earlier = _header(output, stream)
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise DataError(f"cannot read {output}: {error.strerror}.") from None
+    if earlier.count <= head.count and ledger.entry(earlier.count).hash == earlier.hash:
+        return
+    raise DataError(
+        f"{output} holds {earlier.count} {'entry' if earlier.count == 1 else 'entries'} and this ledger {head.count}: it"
+        " was cut, is an older copy or another ledger; nothing was written."
+    )
 
 
 def is_export(path: Path) -> bool:
