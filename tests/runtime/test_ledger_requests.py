@@ -78,8 +78,8 @@ def test_a_batch_is_taken_whole(ledger: Path) -> None:
     assert (first.group, first.reason) == (2, "moved away")
     # A day that something is due ends with its last second.
     assert (first.received, first.due) == ("2025-12-01T00:00:00Z", "2025-12-31T23:59:59Z")
-    assert (second.group, second.reason, second.received, second.due) == (3, "by post", NOW, "2026-01-11T00:00:00Z")
-    assert (third.group, third.reason, third.due) == (1, "ticket, 2", "2025-12-12T00:00:00Z")
+    assert (second.group, second.reason, second.received, second.due) == (3, "by post", NOW, "2026-01-11T23:59:59Z")
+    assert (third.group, third.reason, third.due) == (1, "ticket, 2", "2025-12-12T23:59:59Z")
     assert (fourth.received, fourth.due) == (NOW, "2026-02-01T10:00:00Z")
 
 
@@ -95,6 +95,7 @@ def test_a_batch_is_taken_whole(ledger: Path) -> None:
         ("5;a;2026-01-01;2026-02-01;more", DataError, r"got 5 fields \(line 2 of"),
         ("5;a;yesterday", InvalidInput, r"--received must be a date.*\(line 2 of"),
         ("5;a;2026-02-01;2026-01-31", InvalidInput, r"due .* is before received .*\(line 2 of"),
+        ("5;a;2026-01-03", InvalidInput, r"--received 2026-01-03T00:00:00Z is in the future.*\(line 2 of"),
         ("5;" + "x" * 501, InvalidInput, r"at most 500 characters.*\(line 2 of"),
         ("5;a\x1b[2J", InvalidInput, r"printable.*\(line 2 of"),
     ],
@@ -142,11 +143,35 @@ def test_times() -> None:
         Wording(due="2026-01-01", due_days=3)
 
 
+def test_a_day_that_something_is_due_is_meant_whole() -> None:
+    for text in ("20261231", "2026-12-31", " 2026-W53-4 "):
+        assert read_time("--due", text, end_of_day=True) == "2026-12-31T23:59:59Z"
+    assert read_time("--due", "20261231T10", end_of_day=True) == "2026-12-31T10:00:00Z"
+    now = "2026-09-02T10:00:00Z"
+    for received, due in (
+        ("2026-09-01", "2026-10-01T23:59:59Z"),
+        ("20260901", "2026-10-01T23:59:59Z"),
+        ("2026-09-01T08:00:00Z", "2026-10-01T08:00:00Z"),
+        (None, "2026-10-02T23:59:59Z"),
+    ):
+        assert Wording(received=received, due_days=30).times(now)[1] == due
+    assert Wording(due_days=0).times(now) == (now, "2026-09-02T23:59:59Z")
+
+
+def test_nobody_asks_from_the_future() -> None:
+    now = "2026-09-02T10:00:00Z"
+    # Another time zone is no future.
+    assert Wording(received="2026-09-03").times(now) == ("2026-09-03T00:00:00Z", None)
+    for received in ("2026-09-03T10:00:01Z", "2026-09-04", "9999-12-31"):
+        with pytest.raises(InvalidInput, match="in the future; it is 2026-09-02T10:00:00Z now"):
+            Wording(received=received).times(now)
+
+
 def test_numbers_of_requests(ledger: Path) -> None:
     ask(ledger, *([row] for row in range(10)))
     with opened(ledger, write=True, secret=True) as found:
         assert numbers("--requests", "7, 1-3,5", found) == [1, 2, 3, 5, 7]
-        for text in ("", "a", "1-", "-1", "1,,2", "1.5", "1,1", "1-3,2"):
+        for text in ("١", "1-٣", "1_0", "", "a", "1-", "-1", "1,,2", "1.5", "1,1", "1-3,2"):
             with pytest.raises(InvalidInput):
                 numbers("--requests", text, found)
         for text in ("0", "11", "3-2", "1-11", "9" * 30):

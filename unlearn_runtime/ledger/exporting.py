@@ -72,9 +72,10 @@ def _check_continues(ledger: Ledger, head: Head, output: Path) -> None:
         raise DataError(f"cannot read {output}: {error.strerror}.") from None
     if earlier.count <= head.count and ledger.entry(earlier.count).hash == earlier.hash:
         return
+    held = f"{earlier.count} {'entry' if earlier.count == 1 else 'entries'}"
     raise DataError(
-        f"{output} holds {earlier.count} {'entry' if earlier.count == 1 else 'entries'} and this ledger {head.count}: it"
-        " was cut, is an older copy or another ledger; nothing was written."
+        f"{output} holds {held} and this ledger {head.count}: it was cut, is an older copy or another"
+        " ledger; nothing was written."
     )
 
 
@@ -118,7 +119,7 @@ def _entries(path: Path, stream: BinaryIO, head: Head) -> Iterator[Entry]:
     for number in range(1, head.count + 1):
         line = stream.readline(LONGEST_LINE)
         if not line:
-            raise DataError(f"{path} ends after {number - 1} entries; its first line says {head.count}.")
+            raise DataError(f"{path} ends after {number - 1} of its entries; its first line says {head.count}.")
         found = _parsed(path, number + 1, line)
         kind, body, last = found.get("kind"), found.get("body"), found.get("hash")
         if set(found) != {"number", "kind", "body", "hash"} or found["number"] != number:

@@ -69,7 +69,7 @@ def numbers(name: str, text: str, ledger: Ledger) -> list[int]:
     found: list[int] = []
     for part in text.split(","):
         first, dash, last = (piece.strip() for piece in part.partition("-"))
-        if not first.isdecimal() or (dash and not last.isdecimal()):
+        if not part.isascii() or not first.isdecimal() or (dash and not last.isdecimal()):
             raise InvalidInput(f"{name} must be numbers of requests such as 1,4-9, got {text[:40]!r}.")
         if max(len(first), len(last)) > 12 or not 1 <= int(first) <= int(last or first) <= most:
             raise DataError(f"{name} {part.strip()[:40]} is out of range; the requests are 1..{most}.")

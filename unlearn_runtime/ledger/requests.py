@@ -13,7 +13,7 @@ from rdp_calc.ledger import LONGEST_TEXT
 from rdp_calc.regular_files import open_regular
 from unlearn_runtime.ledger import summary
 from unlearn_runtime.ledger.store import Head, Ledger
-from unlearn_runtime.ledger.times import after_days, read_time
+from unlearn_runtime.ledger.times import after_days, read_date, read_time
 
 if TYPE_CHECKING:
     import numpy as np
@@ -41,13 +41,19 @@ class Wording:
             raise InvalidInput(f"a reason must be one line of printable text, got {self.reason[:40]!r}.")
 
     def times(self, now: str) -> tuple[str, str | None]:
-        """Received and due, for a request registered ``now``. Raises InvalidInput where it is due before it came."""
+        """Received and due, for a request registered ``now``. Raises InvalidInput where it is due before it came, and
+        where it comes more than a day from now.
+        """
         received = now if self.received is None else read_time("--received", self.received)
         due = None if self.due is None else read_time("--due", self.due, end_of_day=True)
         if self.due_days is not None:
-            due = after_days(received, self.due_days)
+            # Where no time of day was told, the due day is meant as a whole.
+            whole = self.received is None or read_date(self.received) is not None
+            due = after_days(received, self.due_days, end_of_day=whole)
         if due is not None and due < received:
             raise InvalidInput(f"due {due} is before received {received}.")
+        if received > after_days(now, 1):
+            raise InvalidInput(f"--received {received} is in the future; it is {now} now.")
         return received, due
 
 

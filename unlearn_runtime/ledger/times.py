@@ -22,10 +22,9 @@ def read_time(name: str, text: str, *, end_of_day: bool = False) -> str:
     day, or with ``end_of_day`` the last. Raises InvalidInput.
     """
     try:
-        if len(text.strip()) == len("2025-06-01"):
-            found = datetime.combine(
-                date.fromisoformat(text.strip()), time(23, 59, 59) if end_of_day else time(), tzinfo=UTC
-            )
+        day = read_date(text)
+        if day is not None:
+            found = datetime.combine(day, time(23, 59, 59) if end_of_day else time(), tzinfo=UTC)
         else:
             found = datetime.fromisoformat(text.strip())
             found = found.replace(tzinfo=UTC) if found.tzinfo is None else found.astimezone(UTC)
@@ -38,11 +37,23 @@ def read_time(name: str, text: str, *, end_of_day: bool = False) -> str:
     return found.strftime(_FORM)
 
 
-def after_days(start: str, days: int) -> str:
-    """The time some days after ``start``. Raises InvalidInput for days outside 0..36500."""
+def read_date(text: str) -> date | None:
+    """A date without a time of day, in any form of ISO 8601; None for another text."""
+    try:
+        return date.fromisoformat(text.strip())
+    except ValueError:
+        return None
+
+
+def after_days(start: str, days: int, *, end_of_day: bool = False) -> str:
+    """The time some days after ``start``, or with ``end_of_day`` the last second of that day.
+
+    Raises InvalidInput for days outside 0..36500.
+    """
     if not 0 <= days <= MAX_DAYS:
         raise InvalidInput(f"--due-days must be 0..{MAX_DAYS}, got {days}.")
     try:
-        return (datetime.strptime(start, _FORM).replace(tzinfo=UTC) + timedelta(days=days)).strftime(_FORM)
+        found = datetime.strptime(start, _FORM).replace(tzinfo=UTC) + timedelta(days=days)
     except OverflowError:
         raise InvalidInput(f"--due-days {days} after {start} is beyond any calendar.") from None
+    return (found.replace(hour=23, minute=59, second=59) if end_of_day else found).strftime(_FORM)

@@ -54,7 +54,13 @@ def verify_file(
 def read_head(text: str) -> tuple[int, str]:
     """A receipt NUMBER:HASH. Raises InvalidInput for another text."""
     number, _, digest = text.strip().partition(":")
-    if not number.isdecimal() or len(number) > 12 or len(digest) != 64 or set(digest) - set("0123456789abcdef"):
+    if (
+        not number.isdecimal()
+        or not number.isascii()
+        or len(number) > 12
+        or len(digest) != 64
+        or set(digest) - set("0123456789abcdef")
+    ):
         raise InvalidInput(f"--head must be NUMBER:HASH as request and status print it, got {text[:40]!r}.")
     return int(number), digest
 
@@ -79,7 +85,10 @@ def _export_check(path: Path) -> tuple[Check, tuple[int, str] | None]:
                 state.add(entry)
     except DataError as error:
         return Check("against", False, str(error)), None
-    return Check("against", True, f"{path} is a whole export of {state.count} entries"), (state.count, state.head)
+    return Check("against", True, f"{path} is a whole export of {state.count} {_entries(state.count)}"), (
+        state.count,
+        state.head,
+    )
 
 
 def _verify_export(path: Path, heads: list[tuple[int, str]], signer: str | None) -> Report:
@@ -111,6 +120,10 @@ def _verify_ledger(path: Path, heads: list[tuple[int, str]], signer: str | None)
             checks.append(again.check(ledger))
     report = replace(report, checks=[*checks, *report.checks, *signers.checks()])
     return replace(report, not_shown=(*report.not_shown, *unsure))
+
+
+def _entries(count: int) -> str:
+    return "entry" if count == 1 else "entries"
 
 
 def _stopped(entries: Iterator[Entry], name: str, trouble: list[Check]) -> Iterator[Entry]:
@@ -226,4 +239,5 @@ class _Signers:
             return []
         if self._others:
             return [Check("signer", False, f"release {self._others[0]} is not signed by {self._wanted}")]
-        return [Check("signer", True, f"all {self._count} releases are signed by {self._wanted}")]
+        signed = "the only release is" if self._count == 1 else f"all {self._count} releases are"
+        return [Check("signer", True, f"{signed} signed by {self._wanted}")]

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from cli.render import console, plain, print_json
-from rdp_calc.options import read_float
+from rdp_calc.errors import InvalidInput
+from rdp_calc.options import read_float, read_integer
 
 if TYPE_CHECKING:
     from unlearn_runtime.ledger.store import Head
@@ -28,7 +29,19 @@ def new_app() -> typer.Typer:
 
 def read_wait(text: str) -> float:
     """--wait as a number."""
-    return read_float("--wait", text)
+    return read_float("--wait", _plainly_written("--wait", text))
+
+
+def read_count(name: str, text: str) -> int:
+    """An integer as people write it."""
+    return read_integer(name, _plainly_written(name, text))
+
+
+def _plainly_written(name: str, text: str) -> str:
+    """``text``; InvalidInput for numbers that only Python reads: 1_0, digits of other scripts."""
+    if not text.isascii() or "_" in text:
+        raise InvalidInput(f"{name} must be a number, got {text[:40]!r}.")
+    return text
 
 
 def warn(text: str) -> None:

@@ -27,5 +27,5 @@ def export(
 
     with opened(ledger) as found:
         head = write_export(found, output)
-    text = f"{output}: {head.count} entries"
+    text = f"{output}: {head.count} {'entry' if head.count == 1 else 'entries'}"
     show_receipt("export", ledger, head, {"output": str(output)}, text, as_json=as_json, quiet=quiet)

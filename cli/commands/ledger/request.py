@@ -6,10 +6,9 @@ from pathlib import Path
 
 import typer
 
-from cli.commands.ledger._parts import JSON, LEDGER, WAIT, new_app, read_wait, show_receipt, warn_of_clock
+from cli.commands.ledger._parts import JSON, LEDGER, WAIT, new_app, read_count, read_wait, show_receipt, warn_of_clock
 from rdp_calc.documents import field
 from rdp_calc.errors import InvalidInput
-from rdp_calc.options import read_integer
 
 app = new_app()
 
@@ -33,7 +32,12 @@ def request(
         None, "--received", metavar="TIME", help="When it came, as 2025-06-30 or 2025-06-30T12:00:00Z. Default now."
     ),
     due: str | None = typer.Option(None, "--due", metavar="TIME", help="When it must be certified; a date is its end."),
-    due_days: str | None = typer.Option(None, "--due-days", metavar="N", help="Due N days after it was received."),
+    due_days: str | None = typer.Option(
+        None,
+        "--due-days",
+        metavar="N",
+        help="Due at the end of the Nth day; after a time of --received, N times 24 hours.",
+    ),
     wait: str = WAIT,
     as_json: bool = JSON,
     quiet: bool = typer.Option(False, "-q", "--quiet", help="Only the head, NUMBER:HASH."),
@@ -46,7 +50,7 @@ def request(
     from unlearn_runtime.ledger.requests import Asked, Wording, read_batch, register
     from unlearn_runtime.ledger.store import opened
 
-    days = None if due_days is None else read_integer("--due-days", due_days)
+    days = None if due_days is None else read_count("--due-days", due_days)
     wording = Wording(reason=reason, received=received, due=due, due_days=days)
     now = times.now()
     with opened(ledger, write=True, secret=True, wait=read_wait(wait)) as found:

@@ -7,9 +7,8 @@ from typing import Any
 
 import typer
 
-from cli.commands.ledger._parts import JSON, LEDGER, new_app, warn
+from cli.commands.ledger._parts import JSON, LEDGER, new_app, read_count, warn
 from cli.render import ceiling, console, plain, print_json
-from rdp_calc.options import read_integer
 
 app = new_app()
 
@@ -35,7 +34,7 @@ def status(
             found,
             requests=requests,
             everything=everything,
-            next_records=read_integer("--next", following),
+            next_records=read_count("--next", following),
             now=times.now(),
         )
     if document["clock_behind"]:
@@ -75,7 +74,10 @@ def _show(document: dict[str, Any]) -> None:
         out.print(f"[dim]{hidden} more: --all, or --requests NUMBERS[/dim]")
     _show_open(out, document["open_release"])
     _show_next(out, document["next"])
-    out.print(f"{document['entries']} entries, head {document['head']}", soft_wrap=True)
+    out.print(
+        f"{document['entries']} {'entry' if document['entries'] == 1 else 'entries'}, head {document['head']}",
+        soft_wrap=True,
+    )
 
 
 _COLUMNS = ("request", "records", "received", "due", "state", "release", "epsilon", "delta", "mu", "joint mu", "reason")
