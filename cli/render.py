@@ -228,7 +228,10 @@ def show_report(report: Report, name: str, *, as_json: bool, quiet: bool) -> Non
     out = console()
     out.print(table)
     if not report.holds:
-        out.print("[bold red]failed[/bold red]: the claim does not hold")
+        failed = dict.fromkeys(escape(plain(check.name)) for check in report.checks if not check.passed)
+        # Of a ledger much else may be wrong than what it claims.
+        why = ", ".join(failed) if report.kind == "ledger" and failed else "the claim does not hold"
+        out.print(f"[bold red]failed[/bold red]: {why}")
         return
     shown = "" if report.delta_upper is None else f", delta <= {ceiling(report.delta_upper, 9)}"
     out.print(f"[bold green]ok[/bold green]: {report.claim_level}, proved by {report.level}{shown}")

@@ -110,7 +110,7 @@ def test_a_life(made: Path, learned: Path, rdp: Call) -> None:
 
     status = rdp("ledger status m.ledger --next 3 --json").json
     assert status["schema"] == "rdp-calc/ledger-status/1"
-    assert status["requests"] == {"total": 3, "pending": 0, "planned": 0, "certified": 3, "overdue": 0}
+    assert status["requests"] == {"total": 3, "pending": 0, "planned": 0, "certified": 3, "overdue": 0, "late": 0}
     assert [row["release"] for row in status["shown"]] == [1, 1, 2]
     shown = rdp("ledger status m.ledger")
     assert (shown.code, shown.err) == (0, "")
@@ -124,6 +124,24 @@ def test_a_life(made: Path, learned: Path, rdp: Call) -> None:
         assert report.json["schema"] == "rdp-calc/verify/1"
         assert report.json["holds"] is True
     assert rdp("ledger verify m.ledger -q").out == "ok\n"
+
+
+def test_what_was_certified_late_stays_so(made: Path, rdp: Call) -> None:
+    assert rdp("ledger request m.ledger --forget 3 --received 2025-01-01 --due-days 30 -q").code == 0
+    assert rdp("ledger request m.ledger --forget 4 --due-days 30 -q").code == 0
+    assert rdp("ledger request m.ledger --forget 5 --received 2025-01-01 -q").code == 0
+    assert "1 overdue" in rdp("ledger status m.ledger").out
+    assert rdp("ledger plan m.ledger -q").code == 0
+    assert rdp(f"ledger run m.ledger {DATA} -o r1 -q").code == 0
+    status = rdp("ledger status m.ledger --json").json
+    assert (status["requests"]["overdue"], status["requests"]["late"]) == (0, 1)
+    first, second, third = status["shown"]
+    assert (first["state"], first["late"], second["late"], third["late"]) == ("certified", True, False, False)
+    assert first["certified_at"] == second["certified_at"] > "2025-02"
+    shown = rdp("ledger status m.ledger").out
+    assert "3 certified (1 late)" in shown
+    assert [line.count("certified, late") for line in shown.splitlines()[3:6]] == [1, 0, 0]
+    assert shown.count(first["certified_at"][:10]) >= 3
 
 
 def test_each_release_continues_the_last_and_learning_comes_first(learned: Path, rdp: Call) -> None:
@@ -200,6 +218,7 @@ def test_a_ledger_that_fails_names_the_check(made: Path, rdp: Call) -> None:
     assert (found.code, found.json["holds"]) == (5, False)
     assert "check head" in found.err
     assert rdp(f"ledger verify m.ledger --head {other} -q").out == "failed\n"
+    assert rdp(f"ledger verify m.ledger --head {other}").out.splitlines()[-1] == "failed: head"
 
 
 def test_a_clock_that_went_back_is_one_warning(made: Path, rdp: Call, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -291,7 +310,17 @@ def blocks() -> list[Block]:
     return found
 
 
-def test_the_page_shows_what_the_commands_print(rdp: Call) -> None:
+def test_the_page_shows_what_the_commands_print(rdp: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+    from unlearn_runtime.ledger import running, times
+
+    def now() -> str:
+        return "2026-03-23T09:00:00Z"
+
+    # The day on which the page was written.
+    monkeypatch.setattr(times, "now", now)
+    defaults = running.carry_out.__kwdefaults__
+    assert defaults is not None
+    monkeypatch.setitem(defaults, "clock", now)
     found = blocks()
     assert sum(len(block) for block in found) >= 15
     for command, expected in (pair for block in found for pair in block):

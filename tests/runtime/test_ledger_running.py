@@ -354,7 +354,7 @@ def test_status(tmp_path: Path) -> None:
         state = folded(found.entries())
     assert document["schema"] == "rdp-calc/ledger-status/1"
     assert document["head"] == f"{state.count}:{state.head}"
-    assert document["requests"] == {"total": 5, "pending": 1, "planned": 1, "certified": 3, "overdue": 1}
+    assert document["requests"] == {"total": 5, "pending": 1, "planned": 1, "certified": 3, "overdue": 1, "late": 0}
     assert document["records"] == {"requested": 9, "removed": 6}
     states = [(row["request"], row["state"], row["release"], row["overdue"]) for row in document["shown"]]
     assert states == [

@@ -62,6 +62,7 @@ def _status(ledger: Ledger, requests: str | None, everything: bool, next_records
                 "planned": planned,
                 "certified": total - waiting,
                 "overdue": overdue,
+                "late": summary.late_count(ledger.connection),
             },
             "records": {"requested": records, "removed": past.removed},
             "releases": len(past.made),
@@ -87,7 +88,7 @@ def _shown(ledger: Ledger, requests: str | None, everything: bool, judged: str) 
 def _request_rows(ledger: Ledger, rows: list[RequestRow], past: History, judged: str) -> list[dict[str, Any]]:
     # Many requests share a release and a size; one answer costs as much as a calibration.
     answered = sorted({(row.release, row.records) for row in rows if row.release is not None})
-    levels = summary.levels(ledger.connection, {release for release, _ in answered})
+    certified = summary.certified(ledger.connection, {release for release, _ in answered})
     standings = dict(zip(answered, past.standings(answered) if answered else (), strict=True))
     shown = []
     for row in rows:
@@ -101,11 +102,15 @@ def _request_rows(ledger: Ledger, rows: list[RequestRow], past: History, judged:
             "due": row.due,
             "state": state,
             "overdue": row.release is None and row.due is not None and row.due < judged,
+            "late": False,
+            "certified_at": None,
             "release": row.planned if row.release is None else row.release,
             "entry": row.entry,
         }
         if row.release is not None:
-            found |= {"level": levels.get(row.release), **_numbers(standings[row.release, row.records])}
+            level, time = certified[row.release]
+            found |= {"certified_at": time, "late": row.due is not None and time > row.due, "level": level}
+            found |= _numbers(standings[row.release, row.records])
         shown.append(found)
     return shown
 

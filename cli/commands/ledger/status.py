@@ -56,13 +56,15 @@ def _show(document: dict[str, Any]) -> None:
     out.print(
         escape(
             plain(
-                f"{name}{document['method']}, epsilon {target['epsilon']!r}, delta {target['delta']!r},"
+                f"{name}{document['method']}, target epsilon {target['epsilon']!r}, delta {target['delta']!r},"
                 f" {document['records']['removed']} of {document['dataset_size']} records removed"
                 f" by {document['releases']} release{'' if document['releases'] == 1 else 's'}"
             )
         )
     )
     parts = [f"{counts[key]} {key}" for key in ("pending", "planned", "certified")]
+    if counts["late"]:
+        parts[-1] += f" ({counts['late']} late)"
     late = f", [bold red]{counts['overdue']} overdue[/bold red]" if counts["overdue"] else ""
     out.print(f"{counts['total']} request{'' if counts['total'] == 1 else 's'}: {', '.join(parts)}{late}")
     if not document["learned"]:
@@ -78,10 +80,30 @@ def _show(document: dict[str, Any]) -> None:
         f"{document['entries']} {'entry' if document['entries'] == 1 else 'entries'}, head {document['head']}",
         soft_wrap=True,
     )
+    if any(row["state"] == "certified" for row in document["shown"]):
+        out.print(f"[dim]{_LEGEND}[/dim]", soft_wrap=True)
 
 
-_COLUMNS = ("request", "records", "received", "due", "state", "release", "epsilon", "delta", "mu", "joint mu", "reason")
-_LEFT = ("received", "due", "state", "reason")
+_LEGEND = (
+    "epsilon (at the target's delta), delta (at the target's epsilon), mu: of the newest model for these records;"
+    " joint mu: for someone who saw all releases since"
+)
+
+_COLUMNS = (
+    "request",
+    "records",
+    "received",
+    "due",
+    "state",
+    "certified",
+    "release",
+    "epsilon",
+    "delta",
+    "mu",
+    "joint mu",
+    "reason",
+)
+_LEFT = ("received", "due", "state", "certified", "reason")
 
 
 def _show_rows(out: Any, rows: list[dict[str, Any]]) -> None:
@@ -110,7 +132,8 @@ def _cells(row: dict[str, Any]) -> tuple[str, ...]:
     state = row["state"] if row.get("level") in (None, "certified") else f"{row['state']} ({row['level']})"
     cells = (
         *(str(row["request"]), str(row["records"]), row["received"][:10], (row["due"] or "-")[:10]),
-        f"{state}, overdue" if row["overdue"] else state,
+        f"{state}{', overdue' if row['overdue'] else ', late' if row['late'] else ''}",
+        (row["certified_at"] or "-")[:10],
         "-" if row["release"] is None else str(row["release"]),
         *(_number(row.get(key)) for key in ("epsilon", "delta", "mu", "joint_mu")),
         row["reason"],
