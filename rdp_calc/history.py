@@ -42,7 +42,7 @@ from rdp_calc.search import smallest_passing_integer
 from rdp_calc.sequence import SequenceState, geometric
 
 #: What comes after learning, by block of the plan; the noise joins it where learning draws none.
-_LATER = {
+LATER = {
     "": ("target", "bound", "verification", "guarantee", "certificate_level", "assumptions", "performance", "digest"),
     "problem": ("group_size",),
     "parameters": ("unlearn_steps", "unlearn_epochs", "requests", "release_mus", "joint_mu"),
@@ -57,9 +57,9 @@ def learning_digest(plan: dict[str, Any]) -> str:
     Two plans that share it differ at most in group sizes, unlearning turns, requests, target and proof, and in the
     noise where no noise is drawn before a release. Raises DataError for a document without a canonical form.
     """
-    kept = {name: value for name, value in plan.items() if name not in _LATER[""]}
-    drop = _LATER["parameters"] + (() if plan.get("method") in _LEARN_WITH_NOISE else _NOISE)
-    for block, names in (("problem", _LATER["problem"]), ("parameters", drop)):
+    kept = {name: value for name, value in plan.items() if name not in LATER[""]}
+    drop = LATER["parameters"] + (() if plan.get("method") in _LEARN_WITH_NOISE else _NOISE)
+    for block, names in (("problem", LATER["problem"]), ("parameters", drop)):
         if isinstance(kept.get(block), dict):
             kept[block] = {name: value for name, value in kept[block].items() if name not in names}
     return digest({"schema": "rdp-calc/learning/1", "plan": kept})

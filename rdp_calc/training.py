@@ -244,6 +244,9 @@ GLM_METHODS = ("langevin", "noisy-sgd", "descent-to-delete", "gradient-norm")
 #: Methods that run the model of a known loss, or any network where their constants were typed.
 SECOND_ORDER = ("hessian-free", "newton", "jackknife")
 
+#: Methods whose guarantee holds whatever model they start from.
+ANY_MODEL = ("noisy-finetune", "blockwise-finetune", "model-clip", "output-perturbation")
+
 #: What each method's training block holds.
 USED: dict[str, tuple[str, ...]] = {
     "noisy-finetune": (*_NETWORK, "batch_size", "momentum"),

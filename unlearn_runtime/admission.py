@@ -20,11 +20,11 @@ from rdp_calc.methods.blockwise_finetune import BlockwiseFinetune
 from rdp_calc.methods.noisy_finetune import NoisyFinetune
 from rdp_calc.plan import Plan, plan_from_json
 from rdp_calc.reals import at_most, ball
-from rdp_calc.training import EXTERNAL, GLM_METHODS, GLM_MODELS, Training
+from rdp_calc.training import ANY_MODEL, EXTERNAL, GLM_METHODS, GLM_MODELS, Training
 from rdp_calc.verify import verify_document
 from unlearn_runtime.bindings import file_sha256, load_for_plan
 from unlearn_runtime.blocks import make_blocks
-from unlearn_runtime.choices import ANY_MODEL, check_choices, check_phase, loss_of, trains_network
+from unlearn_runtime.choices import check_choices, check_phase, loss_of, trains_network
 from unlearn_runtime.continuing import FROM_LEARNED
 from unlearn_runtime.data import Dataset, check_row_norms, parse_ids
 from unlearn_runtime.execution import Execution

@@ -8,13 +8,10 @@ from rdp_calc.errors import GuardFailed, InvalidInput
 from rdp_calc.methods.model_clip import ModelClip
 from rdp_calc.methods.noisy_finetune import NoisyFinetune
 from rdp_calc.plan import Plan
-from rdp_calc.training import EXTERNAL, SECOND_ORDER, Training, runs_network
+from rdp_calc.training import ANY_MODEL, EXTERNAL, SECOND_ORDER, Training, runs_network
 from unlearn_runtime.execution import Execution
 
 PHASES = ("all", "learn", "unlearn")
-
-#: Methods whose guarantee holds whatever model they start from.
-ANY_MODEL = ("noisy-finetune", "blockwise-finetune", "model-clip", "output-perturbation")
 
 
 def loss_of(plan: Plan) -> str | None:

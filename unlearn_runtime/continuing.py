@@ -14,7 +14,7 @@ from typing import Any
 from rdp_calc import documents
 from rdp_calc.descent import Descent
 from rdp_calc.errors import DataError
-from rdp_calc.history import learning_digest
+from rdp_calc.history import LATER, learning_digest
 from rdp_calc.plan import Plan
 from rdp_calc.training import GLM_METHODS, SECOND_ORDER
 
@@ -23,13 +23,6 @@ Carried = tuple[int, int | None]
 
 #: Methods whose every release starts from the learned state and forgets all records removed so far.
 FROM_LEARNED = ("dp-sgd", *SECOND_ORDER)
-
-#: What may differ between plans of one history, by block; all else decided how the state came about.
-_MAY_DIFFER = {
-    "": ("target", "bound", "verification", "guarantee", "certificate_level", "assumptions", "performance", "digest"),
-    "problem": ("group_size",),
-    "parameters": ("unlearn_steps", "unlearn_epochs", "requests", "release_mus", "joint_mu"),
-}
 
 #: Noise that is drawn for a release alone and accounted for with that release alone.
 _NOISE_OF_A_RELEASE = dict.fromkeys(("gradient-norm", *SECOND_ORDER), ("sigma", "noise_std"))
@@ -130,7 +123,7 @@ def _shown(request: Carried) -> str:
 
 def _differences(made: dict[str, Any], now: dict[str, Any]) -> list[str]:
     """Up to three leaves in which two plans of one history may not differ, with both values."""
-    free = {block: set(names) for block, names in _MAY_DIFFER.items()}
+    free = {block: set(names) for block, names in LATER.items()}
     free["parameters"] |= set(_NOISE_OF_A_RELEASE.get(str(now.get("method")), ()))
     before, after = _leaves(made, free), _leaves(now, free)
     names = [name for name in {**before, **after} if before.get(name) != after.get(name)]

@@ -93,9 +93,9 @@ def rounding_guard(plan: Plan) -> RoundingGuard:
 
 
 def rounding_limit(method: Descent, choice: tuple[int, ...] | None = None) -> float:
-    """The largest error e of a mean gradient at which rounding adds to the mu of no release more than ``ROUNDING_SHARE``
-    of the mu that is claimed, which is that of the worst release. Infinite where no step has the forgotten records: both runs
-    are then one and the same law.
+    """The largest error e of a mean gradient at which rounding adds to the mu of no release more than
+    ``ROUNDING_SHARE`` of the mu that is claimed, which is that of the worst release. Infinite where no step has the
+    forgotten records: both runs are then one and the same law.
 
     ``choice``: a restart and a switch of inequalities for every release, as shifted composition stores them in a plan.
     """

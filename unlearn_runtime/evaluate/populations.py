@@ -25,11 +25,11 @@ from rdp_calc.certificate import CERTIFICATE_SCHEMA
 from rdp_calc.documents import read_document
 from rdp_calc.errors import DataError, InvalidInput, VerificationFailed
 from rdp_calc.regular_files import check_folder, check_regular
+from rdp_calc.training import ANY_MODEL
 from rdp_calc.verify import verify_document
 from unlearn_runtime import run
 from unlearn_runtime.admission import Admitted, admit
 from unlearn_runtime.bindings import data_fingerprint, file_sha256, left_out
-from unlearn_runtime.choices import ANY_MODEL
 from unlearn_runtime.distributed import World
 from unlearn_runtime.execution import Execution, check_tails, noisy_steps
 from unlearn_runtime.job import Job, State

@@ -17,7 +17,7 @@ from rdp_calc.methods.hessian_free import HessianFree
 from rdp_calc.methods.noisy_sgd import NoisySgd
 from rdp_calc.plan import init_std
 from rdp_calc.result import jsonable
-from unlearn_runtime.choices import ANY_MODEL
+from rdp_calc.training import ANY_MODEL
 from unlearn_runtime.data import Dataset
 from unlearn_runtime.evaluate import attacks, metrics
 from unlearn_runtime.evaluate.attacks import Attacked

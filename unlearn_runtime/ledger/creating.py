@@ -11,13 +11,11 @@ from rdp_calc.errors import DataError, InvalidInput
 from rdp_calc.history import History
 from rdp_calc.ledger import LEDGER_SCHEMA, LONGEST_TEXT
 from rdp_calc.plan import Plan, plan_from_json
+from rdp_calc.training import ANY_MODEL
 from rdp_calc.verify import verify_document
 from unlearn_runtime.bindings import file_sha256
 from unlearn_runtime.ledger.secret import Secret
 from unlearn_runtime.ledger.store import Head, check_new, create, opened
-
-#: Methods that start from any model, which somebody else has learned.
-ANY_MODEL = ("noisy-finetune", "blockwise-finetune", "model-clip", "output-perturbation")
 
 LEARNING_SCHEMA = "rdp-calc/learning-record/1"
 RECORD, STATE, MODEL = "private/learning.json", "private/state.safetensors", "model.safetensors"

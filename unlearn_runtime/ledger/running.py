@@ -20,11 +20,12 @@ from rdp_calc.documents import digest, field, read_document
 from rdp_calc.errors import DataError, InvalidInput
 from rdp_calc.history import History
 from rdp_calc.ledger import LedgerState, Planned, RequestState, folded
+from rdp_calc.training import ANY_MODEL
 from rdp_calc.verify import verify_document
 from unlearn_runtime.bindings import file_sha256
 from unlearn_runtime.folders import check_free
 from unlearn_runtime.ledger import times
-from unlearn_runtime.ledger.creating import ANY_MODEL, MODEL, RECORD, RELEASES, STATE, learning_body
+from unlearn_runtime.ledger.creating import MODEL, RECORD, RELEASES, STATE, learning_body
 from unlearn_runtime.ledger.secret import Secret, run_lock
 from unlearn_runtime.ledger.store import WAIT, Head, Ledger, opened
 
