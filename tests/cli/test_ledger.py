@@ -130,7 +130,9 @@ def test_what_was_certified_late_stays_so(made: Path, rdp: Call) -> None:
     assert rdp("ledger request m.ledger --forget 3 --received 2025-01-01 --due-days 30 -q").code == 0
     assert rdp("ledger request m.ledger --forget 4 --due-days 30 -q").code == 0
     assert rdp("ledger request m.ledger --forget 5 --received 2025-01-01 -q").code == 0
-    assert "1 overdue" in rdp("ledger status m.ledger").out
+    shown = rdp("ledger status m.ledger").out
+    assert "1 overdue" in shown
+    assert "one release for all that wait, 3 records: " in shown
     assert rdp("ledger plan m.ledger -q").code == 0
     assert rdp(f"ledger run m.ledger {DATA} -o r1 -q").code == 0
     status = rdp("ledger status m.ledger --json").json

@@ -374,6 +374,9 @@ def test_status(tmp_path: Path) -> None:
     following = history.next_plan(2)
     assert document["next"]["unlearn_steps"] == history.after(following, 2).made[-1].turns
     assert document["next"]["noise"] == following.noise
+    together = history.next_plan(3)
+    assert document["pending_together"]["records"] == 3
+    assert document["pending_together"]["unlearn_steps"] == history.after(together, 3).made[-1].turns
     assert document["open_release"]["plan_digest"] == history.next_plan(1).to_json()["digest"]
     assert document["learned"] is True
 

@@ -9,6 +9,7 @@ from rdp_calc.history import History, Standing, cost_of
 from rdp_calc.result import jsonable
 from unlearn_runtime.ledger import summary
 from unlearn_runtime.ledger.planning import history, numbers, template
+from unlearn_runtime.ledger.schema import DamagedLedger
 from unlearn_runtime.ledger.store import Ledger
 from unlearn_runtime.ledger.summary import ReleaseRow, RequestRow
 
@@ -42,6 +43,8 @@ def _status(ledger: Ledger, requests: str | None, everything: bool, next_records
     total = summary.count_requests(ledger.connection)
     waiting, planned, overdue = summary.pending_counts(ledger.connection, judged)
     records = summary.count_records(ledger.connection)
+    if (records > past.removed) != (waiting > 0):
+        raise DamagedLedger(f"{ledger.path} is damaged: its tables count records differently; run ledger verify.")
     return jsonable(  # type: ignore[no-any-return]
         {
             "schema": STATUS_SCHEMA,
@@ -69,6 +72,8 @@ def _status(ledger: Ledger, requests: str | None, everything: bool, next_records
             "open_release": _open(summary.open_release(ledger.connection)),
             "shown": _request_rows(ledger, rows, past, judged),
             "next": _next(past, next_records),
+            # Where all are planned, the open release says it.
+            "pending_together": _next(past, records - past.removed) if waiting > planned else None,
         }
     )
 

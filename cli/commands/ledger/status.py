@@ -75,7 +75,10 @@ def _show(document: dict[str, Any]) -> None:
     if hidden:
         out.print(f"[dim]{hidden} more: --all, or --requests NUMBERS[/dim]")
     _show_open(out, document["open_release"])
-    _show_next(out, document["next"])
+    following, together = document["next"], document["pending_together"]
+    if together is not None:
+        _show_price(out, f"one release for all that wait, {_records(together)}", together)
+    _show_price(out, f"the next release, for {_records(following, more=True)}", following)
     out.print(
         f"{document['entries']} {'entry' if document['entries'] == 1 else 'entries'}, head {document['head']}",
         soft_wrap=True,
@@ -157,15 +160,15 @@ def _show_open(out: Any, release: dict[str, Any] | None) -> None:
     out.print(f"release {release['release']} is planned: {records}, {steps}noise {ceiling(release['noise'], 6)}{begun}")
 
 
-def _show_next(out: Any, following: dict[str, Any]) -> None:
+def _records(priced: dict[str, Any], *, more: bool = False) -> str:
+    return f"{priced['records']} {'more ' if more else ''}record{'' if priced['records'] == 1 else 's'}"
+
+
+def _show_price(out: Any, what: str, following: dict[str, Any]) -> None:
     from rich.markup import escape
 
-    records = f"{following['records']} more record{'' if following['records'] == 1 else 's'}"
     if following["refused"] is not None:
-        out.print(escape(plain(f"the next release, for {records}: {following['refused']}")))
+        out.print(escape(plain(f"{what}: {following['refused']}")))
         return
     steps = "" if following["unlearn_steps"] is None else f"{following['unlearn_steps']} steps, "
-    out.print(
-        f"the next release, for {records}: {steps}noise {ceiling(following['noise'], 6)},"
-        f" {following['cost']:,} gradient evaluations"
-    )
+    out.print(f"{what}: {steps}noise {ceiling(following['noise'], 6)}, {following['cost']:,} gradient evaluations")
