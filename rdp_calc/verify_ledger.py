@@ -64,7 +64,7 @@ def verify_entries(
         checks=checks,
         not_shown=NOT_SHOWN if not heads else NOT_SHOWN[:-1],
         claim_level=_level(state, template.claim_level) if proved else "none",
-        claim=f"{len(state.releases)} releases, {len(state.requests)} requests, {len(state.pending)} pending",
+        claim=f"releases: {len(state.releases)}, requests: {len(state.requests)}, pending: {len(state.pending)}",
     )
 
 
@@ -97,7 +97,11 @@ def _release_checks(state: LedgerState, plan_level: str, documents: int) -> list
         return [Check("claims", False, str(error))]
     if bad is not None:
         return [Check("claims", False, f"the claim of release {bad} is not proved by the requests up to it")]
-    checks = [Check("claims", True, f"all {len(state.releases)} releases meet the target, proved from the history")]
+    checks = [
+        Check(
+            "claims", True, f"every release meets the target, proved from the history; releases: {len(state.releases)}"
+        )
+    ]
     first = max(1, len(state.releases) - documents + 1)
     early: str | None
     for number in range(1, first):
