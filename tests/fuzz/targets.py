@@ -199,6 +199,7 @@ def read_key(content: bytes, folder: Path) -> None:
 
 
 def read_ledger(content: bytes, folder: Path) -> None:
+    from rdp_calc.errors import VerificationFailed
     from unlearn_runtime.ledger.verification import verify_file
 
     for name in ("model.ledger-wal", "model.ledger-shm"):
@@ -206,8 +207,11 @@ def read_ledger(content: bytes, folder: Path) -> None:
     path = _put(folder, "model.ledger", content)
     secret = _put(folder, "model.ledger.secret", seeds.ledgers()["secret"])
     secret.chmod(0o600)
-    for check in verify_file(path).checks:
+    report = verify_file(path)
+    for check in report.checks:
         str(check.detail).encode("utf-8", "surrogatepass")
+    if not report.holds:
+        raise VerificationFailed("the ledger does not hold")
 
 
 def read_ledger_status(content: bytes, folder: Path) -> None:
