@@ -190,6 +190,7 @@ def test_on_linux_the_kernel_helps() -> None:
         assert filtered() or "seccomp" not in Path("/proc/self/status").read_text().lower()
 
 
+@pytest.mark.slow
 def test_a_release_and_all_before_it_open_no_connection(folder: Path) -> None:
     found = guarded(ACCOUNTING + RELEASING, folder)
     assert found.returncode == 0, found.stderr

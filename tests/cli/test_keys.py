@@ -88,6 +88,7 @@ def test_a_new_key(office: Path, rdp: Call) -> None:
 
 
 @pytest.mark.usefixtures("cheap")
+@pytest.mark.slow
 def test_a_pipe_that_delivers(rdp: Call) -> None:
     os.mkfifo("pipe")
     writer = subprocess.Popen(["sh", "-c", 'sleep 1; printf "%s\\nmore" "$0" > pipe; sleep 30', PASSPHRASE])
@@ -106,6 +107,7 @@ def test_a_pipe_that_delivers(rdp: Call) -> None:
     os.close(reading)
 
 
+@pytest.mark.slow
 def test_a_pipe_that_nobody_writes_to(rdp: Call, monkeypatch: pytest.MonkeyPatch) -> None:
     os.mkfifo("pipe")
     began = time.monotonic()

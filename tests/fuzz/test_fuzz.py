@@ -65,11 +65,11 @@ def check(reports: list[dict[str, Any]], names: tuple[str, ...], count: int) -> 
 
 
 def test_readers_without_torch(tmp_path: Path) -> None:
-    check(fuzzed(tmp_path, PURE, count=200), PURE, 200)
+    check(fuzzed(tmp_path, PURE, count=80), PURE, 80)
 
 
 def test_readers_with_torch(tmp_path: Path) -> None:
-    check(fuzzed(tmp_path, WITH_TORCH, count=100), WITH_TORCH, 100)
+    check(fuzzed(tmp_path, WITH_TORCH, count=30), WITH_TORCH, 30)
 
 
 @pytest.mark.slow

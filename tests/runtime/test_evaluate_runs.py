@@ -327,7 +327,7 @@ def network():
 """
 
 
-@pytest.mark.parametrize("method", ["neggrad --unlearn epochs=9,step-size=0.3", "sisa --shards 2"])
+@pytest.mark.parametrize("method", ["neggrad --unlearn epochs=9,step-size=0.3", "sisa --shards 2 --seed 1"])
 def test_every_state_has_its_own_statistics(
     method: str, made: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
